@@ -1,0 +1,42 @@
+"""The caller's connection as the gateway sees it: something bytes go to, that may be slow and may leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+Headers = list[tuple[bytes, bytes]]
+"""Lower-case names, in order."""
+
+
+class Client(Protocol):
+    """One caller waiting for one answer.
+
+    Either ``respond`` once, or ``begin``, ``write`` any number of times and then ``end`` or ``abort``.
+    """
+
+    gone: bool
+    """The caller has left; writes go nowhere."""
+    started: bool
+    """A head was sent: it is too late for an error status."""
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Calls back once when the caller leaves; at once if that has happened. A new callback replaces the old one."""
+
+    def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Calls ``pause`` when more than the allowed bytes wait for a slow caller, ``resume`` when they have gone."""
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Sends a whole answer."""
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        """Sends the head of a streamed answer."""
+
+    def write(self, data: bytes) -> None:
+        """Queues bytes of the body; never blocks."""
+
+    async def end(self) -> None:
+        """Waits until everything is written, and finishes the body. Raises TimeoutError when the caller does not read."""
+
+    def abort(self) -> None:
+        """Closes the connection without finishing the body."""
