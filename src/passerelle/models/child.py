@@ -67,6 +67,11 @@ def refuse(why: str, status: int = EXIT_BAD_ASSIGNMENT) -> NoReturn:
     os._exit(status)
 
 
+def usable_processors() -> int:
+    """Returns how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _tie_to_parent(parent_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains first
     if sys.platform == "linux":

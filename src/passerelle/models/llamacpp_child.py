@@ -6,14 +6,13 @@ The server is llama.cpp's own HTTP server, in this process, from the ``xllamacpp
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from pathlib import Path
 
 import msgspec
 
-from passerelle.models.child import EXIT_PORT_TAKEN, HOST, Assignment, refuse, take_assignment
+from passerelle.models.child import EXIT_PORT_TAKEN, HOST, Assignment, refuse, take_assignment, usable_processors
 from passerelle.models.gguf import NotGguf, read_gguf
 from passerelle.models.supervisor import ChildSpec, default_memory_limit_bytes
 
@@ -25,7 +24,7 @@ class LlamaCppSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to serve a model file.
 
     ``slots`` requests are answered at once, each within ``window`` tokens of prompt and answer. ``threads`` is 0 for
-    one per processor this process may use. ``prompt_cache_mib`` bounds the memory that keeps prompts of earlier requests.
+    one per processor this process may use. ``prompt_cache_mib`` bounds the memory that keeps earlier prompts.
     """
 
     model_path: str
@@ -104,11 +103,6 @@ def serve(assignment: Assignment, settings: LlamaCppSettings) -> None:
         refuse(f"llama.cpp could not start: {error}", 1)
     signal.pause()  # SIGTERM ends the process at once: there is no state to save
     del server
-
-
-def usable_processors() -> int:
-    """Returns how many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _port_is_taken(port: int) -> bool:
