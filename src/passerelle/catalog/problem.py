@@ -1,0 +1,63 @@
+"""What is wrong with a configuration: every problem with its place, in one exception."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SHOWN_CHARACTERS = 200
+
+
+def one_line(text: str) -> str:
+    """Returns ``text`` on one printable line of at most 200 characters, so that a terminal and a log can show it."""
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[: _SHOWN_CHARACTERS - 1] + "…"
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a value was written: a file with line and column (from 1), an environment variable or an option."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        source = one_line(self.source)
+        return source if self.line is None else f"{source}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. ``key`` is the path of the key (``models[0].name``), empty for a whole file.
+
+    ``message`` never holds a secret; ``accepted`` says what would have been right.
+    """
+
+    mark: Mark
+    key: str
+    message: str
+    accepted: str | None = None
+
+    def __str__(self) -> str:
+        key = f" {one_line(self.key)}:" if self.key else ""
+        accepted = f" (accepted: {self.accepted})" if self.accepted else ""
+        return f"{self.mark}:{key} {self.message}{accepted}"
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be used; ``problems`` holds all that was found, in the order of the files."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the known name closest to a mistyped one, or an empty string."""
+    found = difflib.get_close_matches(name[:100].lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{found[0]}'?" if found else ""

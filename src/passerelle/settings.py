@@ -1,0 +1,326 @@
+"""The settings of a process: read once from a file, the environment and options; frozen.
+
+The only place that reads the environment, apart from children's own entry points and the Hugging Face client's
+``HF_*``. Each key's rule, unit and description stand at the key; ``docs/configuration.md`` is written from them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from passerelle.catalog.compile import CATALOG_KEYS, prepare
+from passerelle.catalog.document import Document
+from passerelle.catalog.holder import Reloaded
+from passerelle.catalog.node import Entry, Scalar
+from passerelle.catalog.problem import ConfigurationError, Mark, Problem
+from passerelle.catalog.schema import SECONDS, ModelSection, Word
+from passerelle.catalog.shape import Section, Shaper
+from passerelle.catalog.snapshot import Snapshot
+from passerelle.catalog.sources import gather
+
+BYTES = {"unit": "bytes"}
+DATABASE_FORMS = "sqlite, sqlite:///path, postgresql://user:password@host:port/name"
+
+
+class ServerSection(Section, frozen=True, kw_only=True):
+    """Where and how Passerelle listens."""
+
+    host: Annotated[str, Meta(pattern=r"^[^\s/@]{1,255}\Z", description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 takes any free one.")] = 8000
+    workers: Annotated[int, Meta(ge=1, le=256, description="Processes that serve requests.")] = 1
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, le=4_294_967_296, description="Larger requests get 413.", extra=BYTES)
+    ] = 20 * 1024 * 1024
+    head_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="For the whole head of a request to arrive.", extra=SECONDS)
+    ] = 10.0
+    body_min_rate_bytes_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_073_741_824,
+            description="A body that arrives more slowly is given up.",
+            extra={"unit": "bytes a second"},
+        ),
+    ] = 16 * 1024
+    keep_alive_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="An idle connection is kept open this long.", extra=SECONDS)
+    ] = 75.0
+    max_connections: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Connections of one worker; more are refused.")
+    ] = 10_000
+    grace_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="Running answers may take this long to finish at stop.", extra=SECONDS)
+    ] = 30.0
+    request_timeout_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="For one request, queue and retries included.", extra=SECONDS)
+    ] = 600.0
+    trusted_hosts: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(\*\.)?[A-Za-z0-9._:\[\]\-]{1,255}\Z")], ...],
+        Meta(description="Values of `Host` that are answered, `*.example.org` included; empty for any valid one."),
+    ] = ()
+
+
+class AuthSection(Section, frozen=True, kw_only=True):
+    """Who may call."""
+
+    api_key: (
+        Annotated[
+            str,
+            Meta(
+                min_length=8,
+                max_length=1000,
+                pattern=r"^[!-~]+\Z",
+                description="One static key beside those in the database (`PASSERELLE_API_KEY`).",
+                extra={"secret": True, "accepted": "8 to 1,000 printable ASCII characters without spaces"},
+            ),
+        ]
+        | None
+    ) = None
+
+
+class AccountingSection(Section, frozen=True, kw_only=True):
+    """How usage rows are written."""
+
+    flush_interval_s: Annotated[
+        float, Meta(gt=0, le=60, description="Rows are gathered this long before they are written.", extra=SECONDS)
+    ] = 0.2
+    durability: Annotated[
+        Literal["batched", "strict"],
+        Meta(
+            description="`strict`: an answer ends only after its row is written; `batched`: a crash may lose a batch."
+        ),
+    ] = "batched"
+
+
+class QueueSection(Section, frozen=True, kw_only=True):
+    """Requests that wait for a place at a model."""
+
+    max_waiting: Annotated[int, Meta(ge=0, le=1_000_000, description="Requests waiting per model; more get 503.")] = (
+        1000
+    )
+    max_wait_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="A request that waited longer gets 503.", extra=SECONDS)
+    ] = 60.0
+
+
+class RetrySection(Section, frozen=True, kw_only=True):
+    """Further attempts after a target failed before its first byte."""
+
+    max_extra_attempts: Annotated[int, Meta(ge=0, le=10, description="Attempts beside the first.")] = 2
+    budget_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="Extra load all attempts of a model may add, as a fraction.")
+    ] = 0.2
+
+
+class HealthSection(Section, frozen=True, kw_only=True):
+    """When a target is left alone."""
+
+    failures: Annotated[int, Meta(ge=1, le=1000, description="Failures in a row that put a target out.")] = 5
+    eject_s: Annotated[
+        float, Meta(gt=0, le=3600, description="First time out; the n-th lasts n times as long.", extra=SECONDS)
+    ] = 10.0
+    max_eject_s: Annotated[float, Meta(gt=0, le=86_400, description="Longest time out.", extra=SECONDS)] = 300.0
+    probe_interval_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Between two probes of a target.", extra=SECONDS)
+    ] = 5.0
+    probe_timeout_s: Annotated[float, Meta(gt=0, le=600, description="For one probe.", extra=SECONDS)] = 2.0
+
+
+class LoggingSection(Section, frozen=True, kw_only=True):
+    """What is written to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity.")] = "info"
+    format: Annotated[Literal["text", "json"], Meta(description="For people, or for machines.")] = "text"
+    slow_request_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="Requests slower than this are logged with timings.", extra=SECONDS)
+    ] = 10.0
+
+
+class Keys(Section, frozen=True, kw_only=True):
+    """Every setting but the models."""
+
+    server: Annotated[ServerSection, Meta(description="Where and how Passerelle listens.")] = ServerSection()
+    database: Annotated[
+        str,
+        Meta(
+            pattern=r"^(sqlite\Z|sqlite(\+aiosqlite)?:///.|postgres(ql)?(\+asyncpg)?://.)",
+            description="`sqlite` for a file in the home folder, or a URL (`DATABASE_URL` when left out).",
+            extra={"secret": True, "accepted": DATABASE_FORMS},
+        ),
+    ] = "sqlite"
+    redis: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(rediss?|unix)://.",
+                description="Shares limits between nodes (`REDIS_URL` when left out); none when neither is given.",
+                extra={"secret": True, "accepted": "redis://host:port/0, rediss://…, unix://path"},
+            ),
+        ]
+        | None
+    ) = None
+    auth: Annotated[AuthSection, Meta(description="Who may call.")] = AuthSection()
+    accounting: Annotated[AccountingSection, Meta(description="How usage rows are written.")] = AccountingSection()
+    queue: Annotated[QueueSection, Meta(description="Requests that wait for a place at a model.")] = QueueSection()
+    retry: Annotated[
+        RetrySection, Meta(description="Further attempts after a target failed before its first byte.")
+    ] = RetrySection()
+    health: Annotated[HealthSection, Meta(description="When a target is left alone.")] = HealthSection()
+    logging: Annotated[LoggingSection, Meta(description="What is written to standard error.")] = LoggingSection()
+
+
+class ConfigurationFile(Keys, frozen=True, kw_only=True):
+    """What may stand in a configuration file."""
+
+    models: Annotated[
+        tuple[ModelSection, ...],
+        Meta(description="The models that are served; the embedded ones when this key is left out."),
+    ] = ()
+    models_file: (
+        Annotated[
+            Word,
+            Meta(description="An `llm_routing_table.json` of Albert that names further models."),
+        ]
+        | None
+    ) = None
+
+
+class Settings(Keys, frozen=True, kw_only=True):
+    """All settings of a process, frozen. ``home`` is the folder of database, keys and model files."""
+
+    home: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """All that was configured. ``files`` are what it was read from, to be watched; ``config`` is the main one."""
+
+    settings: Settings
+    snapshot: Snapshot
+    config: Path | None
+    files: tuple[Path, ...]
+
+
+def load_configuration(
+    config: Path | None, environ: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> Configuration:
+    """Reads and checks everything.
+
+    ``config`` is the file an option named, None to look for one: ``$PASSERELLE_CONFIG``, ``passerelle.yaml`` in the
+    working folder, then in the home folder; with no file, defaults. ``flags`` maps key paths (``server.port``, also
+    ``home``) to values of options, None for those not given. Raises ConfigurationError with every problem.
+    """
+    given = dict(flags or {})
+    home = find_home(environ, given.pop("home", None))
+    config = find_config(config, environ, home)
+    document = gather(config, environ, given)
+    _add_conventional(document, environ)
+    problems: list[Problem] = []
+    shaper = Shaper()
+    keys = shaper.section(ConfigurationFile, document.root, "", apart=CATALOG_KEYS)
+    problems.extend(shaper.problems)
+    snapshot: Snapshot | None = None
+    try:
+        snapshot = prepare(document)
+    except ConfigurationError as error:
+        problems.extend(error.problems)
+    if keys is None or snapshot is None or problems:
+        raise ConfigurationError(sorted(problems, key=_in_order))
+    settings = Settings(home=home, **{name: getattr(keys, name) for name in Keys.__struct_fields__})
+    return Configuration(settings, snapshot, config, document.files)
+
+
+def load_settings(
+    config: Path | None, environ: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> Settings:
+    """Returns the settings of `load_configuration`, which see."""
+    return load_configuration(config, environ, flags).settings
+
+
+def from_process(config: Path | None = None, flags: Mapping[str, object] | None = None) -> Configuration:
+    """Returns the configuration of this process, from its own environment. Raises ConfigurationError."""
+    return load_configuration(config, dict(os.environ), flags)
+
+
+def find_home(environ: Mapping[str, str], given: object = None) -> Path:
+    """Returns the absolute home folder, which need not exist: an option, ``PASSERELLE_HOME`` or ``~/.passerelle``."""
+    source = "--home" if given else "PASSERELLE_HOME"
+    text = str(given or environ.get("PASSERELLE_HOME") or "")
+    try:
+        if not text and environ.get("HOME"):
+            return Path(environ["HOME"], ".passerelle").absolute()
+        return Path(text or "~/.passerelle").expanduser().absolute()
+    except RuntimeError:
+        message = "the home folder of this user is not known"
+        raise ConfigurationError([Problem(Mark(source), "home", message, "the path of a folder")]) from None
+
+
+def find_config(given: Path | None, environ: Mapping[str, str], home: Path) -> Path | None:
+    """Returns the configuration file to read, None when there is none."""
+    if given is not None:
+        return given
+    named = environ.get("PASSERELLE_CONFIG")
+    if named:
+        return Path(named)
+    found = (path for path in (Path("passerelle.yaml"), home / "passerelle.yaml") if os.path.lexists(path))
+    return next(found, None)
+
+
+def reloader(
+    running: Configuration,
+    environ: Mapping[str, str],
+    flags: Mapping[str, object] | None = None,
+    *,
+    live: frozenset[str] = frozenset(),
+    on_settings: Callable[[Settings], None] | None = None,
+) -> Callable[[], Reloaded]:
+    """Returns what reads the files of ``running`` anew, for `passerelle.catalog.watch.Watcher`.
+
+    ``live`` names sections that ``on_settings`` applies while running (it is called in the thread that reads); changes
+    in all others are reported as waiting for a restart.
+    """
+
+    def load() -> Reloaded:
+        fresh = load_configuration(running.config, environ, flags)
+        waiting = tuple(
+            key for key in changed_keys(running.settings, fresh.settings) if key.partition(".")[0] not in live
+        )
+        if on_settings is not None:
+            on_settings(fresh.settings)
+        return Reloaded(fresh.snapshot, fresh.files, waiting)
+
+    return load
+
+
+def changed_keys(before: Settings, after: Settings) -> tuple[str, ...]:
+    """Returns the paths of the keys whose values differ (``server.port``)."""
+    changed: list[str] = []
+    for name in Keys.__struct_fields__:
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(old, Section) and isinstance(new, Section):
+            parts = old.__struct_fields__
+            changed.extend(f"{name}.{part}" for part in parts if getattr(old, part) != getattr(new, part))
+        elif old != new:
+            changed.append(name)
+    return tuple(changed)
+
+
+def _add_conventional(document: Document, environ: Mapping[str, str]) -> None:
+    """``DATABASE_URL`` and ``REDIS_URL`` are the defaults of their keys."""
+    entries = document.root.entries
+    for key, variable in (("database", "DATABASE_URL"), ("redis", "REDIS_URL")):
+        text = environ.get(variable)
+        if text and document.root.get(key) is None:
+            mark = Mark(variable)
+            entries[key] = Entry(mark, Scalar(mark, text, loose=True))
+
+
+def _in_order(problem: Problem) -> tuple[str, int, int]:
+    return problem.mark.source, problem.mark.line or 0, problem.mark.column or 0
