@@ -1,0 +1,366 @@
+"""The engine of every server that speaks OpenAI's wire: vLLM, SGLang, llama-server, Ollama, Ray Serve, TGI …
+
+What the server's status means to the gateway is decided here and nowhere else:
+
+    2xx                 a Reply, if it has the content type that was asked for
+    3xx                 EngineBroke: redirects are not followed
+    401, 403, 407       EngineBroke: it is our key that is wrong, not the caller's
+    404, 405            EngineBroke: the target does not know the model or the route
+    408                 EngineBroke
+    429, 503            EngineRefused, busy, with Retry-After
+    other 4xx           EngineRejected, with the message when it has a known shape (`passerelle.engines.rejection`)
+    5xx                 EngineBroke
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from math import isfinite
+from typing import TypeVar
+
+import msgspec
+
+from passerelle.domain.model import Target
+from passerelle.domain.request import Operation, Request
+from passerelle.engines.base import (
+    EngineBroke,
+    EngineError,
+    EngineRefused,
+    EngineRejected,
+    Probe,
+    Readiness,
+    Reply,
+)
+from passerelle.engines.rejection import read_rejection
+from passerelle.engines.tokenizers import ServerKind, Tokenizer
+from passerelle.engines.transport import Answer, Origin, Pool, Transport
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_RETRY_AFTER_S = 3600.0
+_MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+_MAX_ROUTES = 4096
+_ERROR_BODY_S = 2.0
+
+_T = TypeVar("_T")
+_PATHS = {
+    Operation.CHAT: "/chat/completions",
+    Operation.COMPLETION: "/completions",
+    Operation.EMBEDDING: "/embeddings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A pool, and the head of a request up to what differs from one request to the next."""
+
+    pool: Pool
+    head: bytes
+
+    def post(self, body: bytes, request_id: str) -> bytes:
+        return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
+            self.head,
+            len(body),
+            request_id.encode("ascii"),
+            body,
+        )
+
+    def get(self) -> bytes:
+        return self.head + b"\r\n"
+
+
+class _ModelMeta(msgspec.Struct):
+    n_ctx: int | None = None
+    n_ctx_train: int | None = None
+
+
+class _ModelEntry(msgspec.Struct):
+    id: str
+    owned_by: str | None = None
+    max_model_len: int | None = None
+    meta: _ModelMeta | None = None
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelEntry]
+
+
+class _GenerationSettings(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _GenerationSettings
+    total_slots: int | None = None
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What is known of a server: its kind, the models it lists and the window of the target's model."""
+
+    kind: ServerKind
+    models: tuple[str, ...] = ()
+    context_window: int | None = None
+
+
+class OpenAIEngine:
+    """Sends requests to OpenAI-compatible servers over one `Transport`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._routes: dict[tuple[str, str | None, object, str], _Route] = {}
+        self._servers: dict[tuple[str, str], _Server] = {}
+
+    async def send(self, request: Request, target: Target, *, request_id: str, timeout_s: float) -> Reply:
+        """As `Engine.send`. ``request_id`` goes into a header: printable ASCII, or ValueError."""
+        if not (request_id.isascii() and request_id.isprintable()):
+            raise ValueError("a request id is printable ASCII")
+        path = _PATHS.get(request.operation)
+        if path is None:
+            return await self._tokenizer(target, request_id, timeout_s).answer(request)
+        body = request.render(target.model, include_usage=True)
+        answer = await self._post(target, target.url, path, body, request_id, timeout_s)
+        content_type = answer.content_type.lower()
+        if request.stream:
+            if not content_type.startswith(b"text/event-stream"):
+                answer.abort()
+                raise EngineBroke("asked to stream, the server answered something else", status=answer.status)
+        elif content_type and b"json" not in content_type:
+            answer.abort()
+            raise EngineBroke("the server's answer is not JSON", status=answer.status)
+        return answer
+
+    async def probe(self, target: Target, *, timeout_s: float) -> Probe:
+        """As `Engine.probe`: ``/health`` first, and ``/models`` for the names and the window."""
+        until = time.monotonic() + timeout_s
+        try:
+            found = await self._health(target, until)
+            if found is not None:
+                return found
+            server = await self._describe(target, until)
+        except EngineRefused as error:
+            if error.busy:
+                return Probe(Readiness.BUSY, error.reason)
+            return Probe(Readiness.DOWN, error.reason)
+        except EngineError as error:
+            return Probe(Readiness.DOWN, error.reason)
+        return Probe(Readiness.READY, "answers", server.models, server.context_window)
+
+    async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
+        """As `Engine.count_tokens`. None also when the server fails to answer: sending will tell why."""
+        try:
+            return await self._tokenizer(target, "token-count", timeout_s).count(request)
+        except EngineError:
+            return None
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self._transport.aclose()
+
+    def _tokenizer(self, target: Target, request_id: str, timeout_s: float) -> Tokenizer:
+        until = time.monotonic() + timeout_s
+        root = _root(target.url)
+
+        async def kind() -> tuple[ServerKind, int | None]:
+            server = self._servers.get((target.url, target.model)) or await self._describe(target, until)
+            return server.kind, server.context_window
+
+        async def post(path: str, document: bytes) -> bytes:
+            answer = await self._post(target, root, path, document, request_id, until - time.monotonic())
+            return await answer.read(_MAX_DOCUMENT_BYTES)
+
+        return Tokenizer(target.model, kind, post)
+
+    # One request.
+
+    async def _post(
+        self, target: Target, base: str, path: str, body: bytes, request_id: str, timeout_s: float
+    ) -> Answer:
+        route = self._route(target, base, path, "POST")
+        answer = await self._transport.request(
+            route.pool, route.post(body, request_id), timeouts=target.timeouts, timeout_s=timeout_s
+        )
+        if 200 <= answer.status < 300:
+            return answer
+        raise await _failure(answer, target)
+
+    async def _get(self, target: Target, base: str, path: str, until: float) -> tuple[int, bytes, bytes | None]:
+        route = self._route(target, base, path, "GET")
+        answer = await self._transport.request(
+            route.pool, route.get(), timeouts=target.timeouts, timeout_s=until - time.monotonic()
+        )
+        return answer.status, await answer.read(_MAX_DOCUMENT_BYTES), answer.retry_after
+
+    def _route(self, target: Target, base: str, path: str, method: str) -> _Route:
+        ca_file = target.options.get("ca_file")
+        key = (base, target.api_key, ca_file, path)
+        route = self._routes.get(key)
+        if route is None:
+            if len(self._routes) >= _MAX_ROUTES:  # reloads leave old targets behind
+                self._routes.clear()
+            origin = Origin.of(base, ca_file=str(ca_file) if ca_file is not None else None)
+            head = _head(method, base, path, origin, target.api_key)
+            route = self._routes[key] = _Route(self._transport.pool(origin), head)
+        return route
+
+    # What a server is, and how it does.
+
+    async def _health(self, target: Target, until: float) -> Probe | None:
+        """Returns None when the server is well, or has no such route."""
+        status, body, retry_after = await self._get(target, _root(target.url), "/health", until)
+        if status == 503:
+            message = read_rejection(body).message or ""
+            if "loading" in message.lower():
+                return Probe(Readiness.STARTING, "the server is loading its model")
+            if retry_after is not None:
+                return Probe(Readiness.BUSY, "the server says that it is busy")
+            return Probe(Readiness.DOWN, "the server says that it is not healthy")
+        if status == 429:
+            return Probe(Readiness.BUSY, "the server says that it is busy")
+        if 200 <= status < 300 or status in (401, 403, 404, 405, 501):
+            return None
+        return Probe(Readiness.DOWN, f"the health route answered {status}")
+
+    async def _describe(self, target: Target, until: float) -> _Server:
+        """Asks for the models and, where that does not tell, for the kind of server. Raises EngineError."""
+        status, body, _ = await self._get(target, target.url, "/models", until)
+        if status in (429, 503):
+            raise EngineRefused("the server says that it is busy", status=status, busy=True)
+        if status in (401, 403):
+            raise EngineBroke("the server refuses the target's api_key", status=status)
+        entries: list[_ModelEntry] = []
+        if 200 <= status < 300:
+            entries = _decoded(_ModelList, body).data
+        elif status not in (404, 405, 501):
+            raise EngineBroke(f"the models route answered {status}", status=status)
+        models = tuple(entry.id for entry in entries)
+        mine = next((entry for entry in entries if entry.id == target.model), None)
+        if mine is None and len(entries) == 1:
+            mine = entries[0]
+        kind = await self._kind(target, mine, until)
+        window = mine.max_model_len if mine is not None else None
+        if window is None and kind is ServerKind.LLAMACPP:
+            window = await self._llamacpp_window(target, until)
+            if window is None and mine is not None and mine.meta is not None:
+                window = mine.meta.n_ctx or mine.meta.n_ctx_train
+        server = _Server(kind, models, window)
+        if len(self._servers) >= _MAX_ROUTES:
+            self._servers.clear()
+        self._servers[(target.url, target.model)] = server
+        return server
+
+    async def _kind(self, target: Target, entry: _ModelEntry | None, until: float) -> ServerKind:
+        known = self._servers.get((target.url, target.model))
+        if entry is not None and entry.owned_by in ("vllm", "llamacpp"):
+            return ServerKind(entry.owned_by)
+        if known is not None:
+            return known.kind
+        root = _root(target.url)
+        status, body, _ = await self._get(target, root, "/version", until)
+        if status == 200 and _matches(_Version, body):
+            return ServerKind.VLLM
+        status, body, _ = await self._get(target, root, "/props", until)
+        if status == 200 and _matches(_Props, body):
+            return ServerKind.LLAMACPP
+        return ServerKind.OTHER
+
+    async def _llamacpp_window(self, target: Target, until: float) -> int | None:
+        status, body, _ = await self._get(target, _root(target.url), "/props", until)
+        if status != 200 or not _matches(_Props, body):
+            return None
+        return _decoded(_Props, body).default_generation_settings.n_ctx
+
+
+def _root(url: str) -> str:
+    return url.removesuffix("/v1")
+
+
+def _head(method: str, base: str, path: str, origin: Origin, api_key: str | None) -> bytes:
+    prefix = base.partition("://")[2].partition("/")[2]
+    full_path = f"/{prefix}{path}" if prefix else path
+    lines = [
+        f"{method} {full_path} HTTP/1.1",
+        f"host: {origin.authority}",
+        "user-agent: passerelle",
+        "accept: */*",
+        "accept-encoding: identity",
+        "connection: keep-alive",
+    ]
+    if method == "POST":
+        lines.append("content-type: application/json")
+    if api_key is not None:
+        lines.append(f"authorization: Bearer {api_key}")
+    if not all(line.isascii() and line.isprintable() for line in lines) or " " in full_path:
+        raise EngineRefused("the target's url or api_key holds characters that HTTP cannot carry")
+    return ("\r\n".join(lines) + "\r\n").encode("ascii")
+
+
+async def _failure(answer: Answer, target: Target) -> EngineError:
+    """Returns the error that an answer other than 2xx stands for; see the table at the top."""
+    status = answer.status
+    if 400 <= status < 500 and status not in (401, 403, 404, 405, 407, 408, 429):
+        rejection = read_rejection(await _error_body(answer), secret=target.api_key)
+        return EngineRejected(
+            f"the server answered {status}",
+            status=status,
+            message=rejection.message,
+            code=rejection.code,
+            param=rejection.param,
+        )
+    retry_after_s = _retry_after(answer.retry_after)
+    answer.abort()  # an error's body is of no use; mostly it is here already, and the connection lives on
+    if status in (429, 503):
+        return EngineRefused(f"the server is busy ({status})", status=status, busy=True, retry_after_s=retry_after_s)
+    if status in (401, 403, 407):
+        return EngineBroke("the server refuses the target's api_key", status=status)
+    if status in (404, 405):
+        return EngineBroke("the target does not know the model or the route", status=status)
+    if 300 <= status < 400:
+        return EngineBroke("the server redirects; the target's url must be the final one", status=status)
+    return EngineBroke(f"the server answered {status}", status=status)
+
+
+async def _error_body(answer: Answer) -> bytes:
+    try:
+        async with asyncio.timeout(_ERROR_BODY_S):
+            return await answer.read(MAX_ERROR_BYTES)
+    except (EngineBroke, TimeoutError):
+        return b""
+
+
+def _retry_after(value: bytes | None) -> float | None:
+    """Reads Retry-After, seconds or a date (RFC 9110, 10.2.3); between 0 and an hour, None when it is neither."""
+    if value is None:
+        return None
+    text = value.decode("latin-1").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    if not isfinite(seconds):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _decoded(kind: type[_T], body: bytes) -> _T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise EngineBroke("the server's answer is not JSON of the expected shape") from None
+
+
+def _matches(kind: type[msgspec.Struct], body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
