@@ -137,7 +137,7 @@ class Shaper:
         if isinstance(node, Scalar) and node.loose and not node.text:
             return ()
         if not isinstance(node, Series):
-            self._misfit(node, key, "a list", None)
+            self._misfit(node, key, "a list", '["a", "b"], as JSON in a variable')
         values: list[object] = []
         sound = True
         for index, each in enumerate(node.items):
@@ -162,6 +162,7 @@ class Shaper:
         value = _read_scalar(shape, node)
         secret = bool(extra.get("secret"))
         if value is None:
+            wanted = "text; write it in quotes" if isinstance(shape, inspect.StrType) else wanted
             self._misfit(node, key, _noun(shape), wanted, secret=secret)
         if not _fits(shape, value):
             shown = "the value" if node.loose or secret else _text(node)
@@ -252,19 +253,26 @@ def accepted(shape: inspect.Type, extra: dict[str, object] | None = None) -> str
     if isinstance(bare, inspect.LiteralType):
         return ", ".join(str(value) for value in bare.values)
     if isinstance(bare, inspect.VarTupleType):
-        return "a list"
+        return "a list of " + ("keys and values" if _is_table(bare.item_type) else "texts")
     if isinstance(bare, inspect.DictType | inspect.StructType):
         return "keys and values"
-    return "text in quotes"
+    return "text"
+
+
+def _is_table(shape: inspect.Type) -> bool:
+    return isinstance(described(shape)[0], inspect.StructType | inspect.DictType)
 
 
 def _range(shape: inspect.IntType | inspect.FloatType) -> str:
     kind = "a whole number" if isinstance(shape, inspect.IntType) else "a number"
-    low = f"{shape.ge:g} or more" if shape.ge is not None else f"more than {shape.gt:g}" if shape.gt is not None else ""
+    low = _number(shape.ge) if shape.ge is not None else f"more than {_number(shape.gt or 0)}"
     if shape.le is not None:
-        start = f"{shape.ge}" if shape.ge is not None else f"more than {shape.gt:g}" if shape.gt is not None else "up"
-        return f"{kind}, {start} to {shape.le}"
-    return f"{kind}, {low}" if low else kind
+        return f"{kind}, {low} to {_number(shape.le)}"
+    return f"{kind}, {low}" + (" or more" if shape.ge is not None else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if value >= 100_000 else f"{value:g}"
 
 
 def _found(node: Node, *, secret: bool) -> str:
