@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import array
 import asyncio
+import itertools
 import json
 import re
 import shutil
@@ -67,6 +68,20 @@ WRK_SCRIPT = """
 wrk.method = "POST"
 wrk.body = %s
 %s
+local keys = {%s}
+local messages, turn = {}, 0
+if #keys > 0 then
+  init = function()
+    for index, key in ipairs(keys) do
+      wrk.headers["authorization"] = "Bearer " .. key
+      messages[index] = wrk.format()
+    end
+  end
+  request = function()
+    turn = turn %% #messages + 1
+    return messages[turn]
+  end
+end
 done = function(summary, latency, requests)
   io.write(string.format('{"requests":%%d,"seconds":%%.6f,"bad":%%d,"p50_us":%%d,"p99_us":%%d}\\n',
     summary.requests, summary.duration / 1e6,
@@ -77,15 +92,17 @@ end
 """
 
 
-def requests_by_wrk(port: int, path: str, headers: dict[str, str], body: bytes, connections: int, seconds: int) -> dict:
+def requests_by_wrk(given: argparse.Namespace, headers: dict[str, str], keys: list[str]) -> dict:
     """Runs wrk with one thread; ``bad`` counts answers that are not 2xx or 3xx, and broken connections."""
     headers = {"Content-Type": "application/json", **headers}
+    body = chat_body(given.model).decode()
+    quoted = ",".join(map(json.dumps, keys))
     lines = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(WRK_SCRIPT % (json.dumps(body.decode()), lines))
+        script.write(WRK_SCRIPT % (json.dumps(body), lines, quoted))
         script.flush()
-        address = f"http://127.0.0.1:{port}{path}"
-        shape = ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+        address = f"http://127.0.0.1:{given.port}{given.path}"
+        shape = ["-t1", f"-c{given.connections}", f"-d{given.seconds}s", "--timeout", "30s"]
         command = ["wrk", *shape, "-s", script.name, address]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {"by": "wrk", **json.loads(output.strip().splitlines()[-1])}
@@ -104,7 +121,7 @@ class Poster(asyncio.Protocol):
 
     def ask(self) -> None:
         self.asked_ns = time.monotonic_ns()
-        self.transport.write(self.client.message)
+        self.transport.write(next(self.client.messages))
 
     def data_received(self, data: bytes) -> None:
         data = self.held + data
@@ -128,10 +145,10 @@ class Poster(asyncio.Protocol):
 
 
 class RequestsClient:
-    """``connections`` posters for ``seconds``."""
+    """``connections`` posters for ``seconds``, which send the messages in turn."""
 
-    def __init__(self, message: bytes) -> None:
-        self.message = message
+    def __init__(self, messages: list[bytes]) -> None:
+        self.messages = itertools.cycle(messages)
         self.took_us = array.array("q")
         self.bad = 0
         self.open = True
@@ -293,6 +310,7 @@ def main() -> None:
     parser.add_argument("--model", default="bench")
     parser.add_argument("--header", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--header-file", type=Path, help="JSON object of headers; keeps keys off the command line")
+    parser.add_argument("--keys-file", type=Path, help="requests: one API key a line, used in turn")
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--streams", type=int, default=400)
@@ -308,12 +326,14 @@ def main() -> None:
         body = chat_body(given.model, chunks=given.seconds * given.rate, rate=given.rate)
         message = post(given.port, given.path, headers, body)
         result = uvloop.run(streams(message, given))
-    elif shutil.which("wrk") and not given.no_wrk:
-        body = chat_body(given.model)
-        result = requests_by_wrk(given.port, given.path, headers, body, given.connections, given.seconds)
     else:
-        message = post(given.port, given.path, headers, chat_body(given.model))
-        result = uvloop.run(RequestsClient(message).run(given.port, given.connections, given.seconds))
+        keys = given.keys_file.read_text().split() if given.keys_file else []
+        if shutil.which("wrk") and not given.no_wrk:
+            result = requests_by_wrk(given, headers, keys)
+        else:
+            each = [{**headers, "authorization": f"Bearer {key}"} for key in keys] or [headers]
+            messages = [post(given.port, given.path, header, chat_body(given.model)) for header in each]
+            result = uvloop.run(RequestsClient(messages).run(given.port, given.connections, given.seconds))
     json.dump(result, sys.stdout)
     print()
 
