@@ -18,6 +18,7 @@ import asyncio
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -637,7 +638,7 @@ class Transport:
         ``timeout_s`` bounds all of it, connecting included. Any status is an answer here.
         Raises EngineRefused when there is no connection and EngineBroke for everything later.
         """
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         connection = pool.take()
         if connection is not None:
             answer = connection.start(payload, timeouts, timeout_s, 0.0)
@@ -647,11 +648,10 @@ class Transport:
             except EngineBroke:
                 if not answer.stale:
                     raise
-        now = asyncio.get_running_loop().time
-        timeout_s -= now() - began
-        began = now()
+        began_connect = time.monotonic()
+        timeout_s -= began_connect - began
         connection = await pool.connect(max(0.0, min(timeouts.connect_s, timeout_s)))
-        connect_s = now() - began
+        connect_s = time.monotonic() - began_connect
         answer = connection.start(payload, timeouts, max(0.0, timeout_s - connect_s), connect_s)
         await self._head(answer)
         return answer
