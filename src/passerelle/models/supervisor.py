@@ -152,6 +152,7 @@ class ManagedChild:
         self._starts = 0
         self._log = logging.getLogger(f"passerelle.models.{spec.name}")
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._stdin: asyncio.StreamWriter | None = None
 
     def start(self) -> None:
         """Begins to run the child."""
@@ -237,8 +238,9 @@ class ManagedChild:
             "parent_pid": os.getpid(),
             "settings": dict(self.spec.settings),
         }
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(assignment).encode() + b"\n")
+        self._stdin = process.stdin  # held open: its end would end the child
+        assert self._stdin is not None
+        self._stdin.write(json.dumps(assignment).encode() + b"\n")
         return process
 
     async def _watch(self, process: Process, ended: asyncio.Task[int]) -> tuple[float | None, str]:

@@ -1,0 +1,5 @@
+"""Fixtures of the models' tests."""
+
+from tests.harness.models import default_gguf
+
+__all__ = ["default_gguf"]
