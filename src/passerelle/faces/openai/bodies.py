@@ -24,6 +24,9 @@ MAX_INPUT_TOKENS = 2**17
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 
+NOTHING = Raw(b"null")
+"""A schema that was not given. (In a union with None msgspec would not take a Raw.)"""
+
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=512)]
 ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}\Z")]
@@ -123,7 +126,7 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 class Function(Inner):
     name: ToolName
     description: Annotated[str, Meta(max_length=65_536)] | None = None
-    parameters: Raw | None = None
+    parameters: Raw = NOTHING
     strict: bool | None = None
 
 
@@ -151,7 +154,7 @@ class JsonObjectFormat(Inner, tag_field="type", tag="json_object"):
 
 class JsonSchema(Inner):
     name: ToolName
-    schema: Raw | None = None
+    schema: Raw = NOTHING
     description: Annotated[str, Meta(max_length=65_536)] | None = None
     strict: bool | None = None
 

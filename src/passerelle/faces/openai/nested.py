@@ -1,35 +1,47 @@
-"""Leaving unknown fields out of a nested value, at a path that msgspec reported."""
+"""Leaving unknown fields out of nested values, by the types of ``bodies``."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import msgspec
-
-_STEP = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
+from msgspec import inspect
 
 
-def leave_out_unknown(value: msgspec.Raw, path: str, name: str) -> msgspec.Raw:
-    """Returns the value without field ``name`` at ``path`` and, where lists are crossed, in the siblings of its kind.
+def leave_out_unknown(value: Any, kind: inspect.Type, place: str, dropped: set[str]) -> Any:
+    """Returns a decoded value without the fields that its type does not have.
 
-    ``path`` starts with the name of the top-level field that ``value`` belongs to: ``messages[0].content[1]``.
-    Siblings are of one kind when their ``role`` and ``type`` are equal: what is unknown in one is unknown in all.
+    ``place`` names the value; names of what was left out are added to ``dropped``: ``messages[].uuid``. What does not
+    look like its type at all is returned as it is.
     """
-    whole = msgspec.json.decode(value)
-    steps = [int(index) if index else key for index, key in _STEP.findall(path)][1:]
-    places, target = [whole], whole
-    for step in steps:
-        target = target[step]
-        if isinstance(step, int):
-            places = [entry for place in places if isinstance(place, list) for entry in place]
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    if isinstance(value, list):
+        for option in kinds:
+            if isinstance(option, inspect.ListType):
+                return [leave_out_unknown(entry, option.item_type, f"{place}[]", dropped) for entry in value]
+    elif isinstance(value, dict):
+        struct = _struct(value, kinds)
+        if struct is not None:
+            return _known_only(value, struct, place, dropped)
+    return value
+
+
+def _struct(value: dict[str, Any], kinds: tuple[inspect.Type, ...]) -> inspect.StructType | None:
+    for option in kinds:
+        if isinstance(option, inspect.StructType) and (
+            option.tag_field is None or value.get(option.tag_field) == option.tag
+        ):
+            return option
+    return None
+
+
+def _known_only(value: dict[str, Any], struct: inspect.StructType, place: str, dropped: set[str]) -> dict[str, Any]:
+    known = {field.encode_name: field.type for field in struct.fields}
+    kept = {}
+    for name, entry in value.items():
+        if name in known:
+            kept[name] = leave_out_unknown(entry, known[name], f"{place}.{name}", dropped)
+        elif name == struct.tag_field:
+            kept[name] = entry
         else:
-            places = [place[step] for place in places if isinstance(place, dict) and step in place]
-    for place in places:
-        if isinstance(place, dict) and _kind(place) == _kind(target):
-            place.pop(name, None)
-    return msgspec.Raw(msgspec.json.encode(whole))
-
-
-def _kind(value: dict[str, Any]) -> tuple[object, object]:
-    return value.get("role"), value.get("type")
+            dropped.add(f"{place}.{name}")
+    return kept

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 MAX_PATTERN_LENGTH = 1024
 MAX_REPETITIONS = 10_000
 """Upper bound of the product of nested counted repetitions."""
-MANY = 16
+MANY = 10
 """A repetition that may go on this long counts as unbounded."""
 
 _ANY = (1 << 129) - 1
@@ -202,6 +202,8 @@ class _Reader:
         if found is None:
             return item
         self._at = found.end()
+        if _QUANTIFIER.match(self._text, self._at):
+            raise _Malformed
         sign, least, comma, most = found.groups()
         if sign:
             item.least = 1 if sign == "+" else 0

@@ -14,8 +14,7 @@ def check_tools(chat: bodies.ChatBody) -> None:
         if tool.function.name in names:
             raise BadRequest("Two tools have the same name.", param=f"tools[{index}].function.name")
         names.add(tool.function.name)
-        if tool.function.parameters is not None:
-            check_schema(tool.function.parameters, f"tools[{index}].function.parameters")
+        check_schema(tool.function.parameters, f"tools[{index}].function.parameters")
     choice = chat.tool_choice
     if isinstance(choice, bodies.NamedTool) and choice.function.name not in names:
         raise BadRequest("Field `tool_choice` names a function that is not in `tools`.", param="tool_choice")
@@ -25,5 +24,5 @@ def check_tools(chat: bodies.ChatBody) -> None:
 
 def check_response_format(wanted: bodies.ResponseFormat) -> None:
     """Raises BadRequest for a JSON schema that may not be forwarded."""
-    if isinstance(wanted, bodies.JsonSchemaFormat) and wanted.json_schema.schema is not None:
+    if isinstance(wanted, bodies.JsonSchemaFormat):
         check_schema(wanted.json_schema.schema, "response_format.json_schema.schema")

@@ -13,6 +13,7 @@ import re
 from typing import NoReturn, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from passerelle.domain.errors import BadRequest
 from passerelle.domain.request import Operation, Request
@@ -170,23 +171,23 @@ def _top_level(body: bytes) -> Encoded:
             body.decode()
         return _TOP_LEVEL.decode(body)
     except UnicodeDecodeError as error:
-        raise BadRequest(f"The request body is not UTF-8: byte {error.start} cannot be decoded.") from None
+        _not_json(body, f"byte {error.start} is not UTF-8")
     except msgspec.ValidationError as error:
         raise BadRequest(f"The request body must be a JSON object. {error}.") from None
     except msgspec.DecodeError as error:
-        _not_json(body, error)
+        _not_json(body, str(error).removeprefix("JSON is malformed: "))
     except RecursionError:
         raise BadRequest("The request body is nested too deeply.") from None
 
 
-def _not_json(body: bytes, error: msgspec.DecodeError) -> NoReturn:
+def _not_json(body: bytes, reason: str) -> NoReturn:
     if not body.strip():
         raise BadRequest("The request body is empty; send a JSON object.") from None
     if body.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise BadRequest("The request body starts with a byte order mark; send UTF-8 without one.") from None
     if b"\x00" in body[:4]:
         raise BadRequest("The request body looks like UTF-16 or UTF-32; send UTF-8.") from None
-    reason = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+    reason = reason.replace("Input data was truncated", "it ends too early")
     raise BadRequest(f"The request body is not valid JSON: {reason}.") from None
 
 
@@ -217,23 +218,22 @@ def _typed(decoder: msgspec.json.Decoder[Body], body: bytes, encoded: Encoded) -
 def _typed_leniently(
     decoder: msgspec.json.Decoder[Body], body: bytes, encoded: Encoded
 ) -> tuple[Body, tuple[str, ...]]:
-    """Leaves out unknown inner fields one kind at a time until the body decodes."""
-    dropped: list[str] = []
+    """Leaves unknown inner fields out of ``encoded``, then checks; off the usual path, so in one slow pass."""
+    struct = msgspec.inspect.type_info(decoder.type)
+    assert isinstance(struct, msgspec.inspect.StructType)
     whole = _TOP_LEVEL.decode(body)
-    while True:
-        try:
-            return decoder.decode(msgspec.json.encode(whole)), tuple(dropped)
-        except msgspec.ValidationError as error:
-            if not str(error).startswith("Object contains unknown field") or len(dropped) == 16:
-                _invalid(error)
-            what, path = _split(error)
-            name = _field(what)
-            top = path.partition("[")[0].partition(".")[0]
-            try:
-                whole[top] = encoded[top] = leave_out_unknown(whole[top], path, name)
-            except (msgspec.ValidationError, RecursionError):
-                _invalid(error)
-            dropped.append(f"{re.sub(r'[[][0-9]+[]]', '[]', path)}.{name}")
+    dropped: set[str] = set()
+    try:
+        for field in struct.fields:
+            name = field.encode_name
+            if name in encoded:
+                value = leave_out_unknown(msgspec.json.decode(encoded[name]), field.type, name, dropped)
+                whole[name] = encoded[name] = msgspec.Raw(msgspec.json.encode(value))
+        return decoder.decode(msgspec.json.encode(whole)), tuple(sorted(dropped))
+    except RecursionError:
+        raise BadRequest("The request body is nested too deeply.") from None
+    except msgspec.ValidationError as error:
+        _invalid(error)
 
 
 def _invalid(error: msgspec.ValidationError) -> NoReturn:
