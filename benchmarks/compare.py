@@ -25,12 +25,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grow import seed_keys
-from peers import PEERS, Running, default_cache, install, passerelle_config, start_direct, start_passerelle
-from processes import StartFailed, cpu_s, rss_kib
+from benchmarks.grow import seed_keys
+from benchmarks.peers import PEERS, Running, default_cache, install, passerelle_config, start_direct, start_passerelle
+from benchmarks.processes import StartFailed, cpu_s, rss_kib
+from benchmarks.report import write_page
 
-LOAD = Path(__file__).with_name("load.py")
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "results.json"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "benchmarks" / "results.json"
 SCENARIOS = ("requests", "streams", "fresh", "growth")
 
 
@@ -88,8 +89,9 @@ class Bench:
         headers.chmod(0o600)
         path = running.stream_path if kind == "streams" else running.path
         where = ["--port", running.server.port, "--path", path, "--model", running.model, "--header-file", headers]
-        command = [sys.executable, str(LOAD), kind, *where, *options]
-        output = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+        words = [str(word) for word in (kind, *where, *options)]
+        command = [sys.executable, "-m", "benchmarks.load", *words]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
         return json.loads(output)
 
     def requests(self, running: Running, *options: object, seconds: int | None = None) -> dict:
@@ -364,6 +366,8 @@ def main() -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=1) + "\n")
+        if out == RESULTS:
+            write_page()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from compare import machine
+from benchmarks.compare import machine
+from benchmarks.peers import start_passerelle
+
 from passerelle.models.llamacpp_child import llamacpp_spec
 from passerelle.models.store import ModelStore
 from passerelle.models.supervisor import Supervisor
-from peers import start_passerelle
 
 NAME = "smollm2-135m-instruct"
 GOAL = 0.97

@@ -24,8 +24,7 @@ import time
 from pathlib import Path
 
 import uvloop
-
-from processes import cpu_s, rss_kib
+from benchmarks.processes import cpu_s, rss_kib
 
 TIMES = re.compile(rb"@(\d{19})@")
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)

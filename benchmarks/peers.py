@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import Server, StartFailed, free_port
+from benchmarks.processes import Server, StartFailed, free_port
 
 CHAT = "/v1/chat/completions"
 SOURCE = Path(__file__).resolve().parent.parent / "src"

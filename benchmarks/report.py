@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 
-from plot import FOLDER, draw, draw_embedded, show
+from benchmarks.plot import FOLDER, draw, draw_embedded, show
 
 PAGE = FOLDER.parent / "benchmarks.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -122,9 +122,8 @@ def embedded_table(embedded: dict) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.parse_args()
+def write_page() -> None:
+    """Rewrites the page from the results files."""
     results = json.loads((FOLDER / "results.json").read_text())
     draw(results, FOLDER)
     embedded_file = FOLDER / "embedded.json"
@@ -134,6 +133,11 @@ def main() -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n{written(results, embedded)}\n{END}{after}")
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    write_page()
 
 
 if __name__ == "__main__":

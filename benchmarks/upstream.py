@@ -112,8 +112,10 @@ class Wheel:
 
     def turn(self) -> None:
         """Serves every slot that is due and sleeps until the next."""
-        now_s = self.loop.time()
-        while self.due_s <= now_s:
+        # The loop's timers count whole milliseconds: what is due before the next one is due now. Asked for less than
+        # half of one, the loop would spin.
+        horizon_s = self.loop.time() + 0.0006
+        while self.due_s <= horizon_s:
             slot = self.slots[self.position]
             self.position = (self.position + 1) % len(self.slots)
             self.due_s += self.step_s
