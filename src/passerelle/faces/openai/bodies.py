@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, field
 
 MAX_TOKENS = 2**20
 """Upper bound of ``max_tokens``; no window in use is larger."""
@@ -24,9 +24,6 @@ MAX_INPUT_TOKENS = 2**17
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 
-NOTHING = Raw(b"null")
-"""A schema that was not given. (In a union with None msgspec would not take a Raw.)"""
-
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=512)]
 ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,64}\Z")]
@@ -37,6 +34,11 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
 LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_INPUT_TOKENS)]
+
+
+def _no_schema() -> Raw:
+    """A schema that was not given. (In a union with None msgspec would not take a Raw.)"""
+    return Raw(b"null")
 
 
 class Inner(Struct, forbid_unknown_fields=True, gc=False):
@@ -126,7 +128,7 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 class Function(Inner):
     name: ToolName
     description: Annotated[str, Meta(max_length=65_536)] | None = None
-    parameters: Raw = NOTHING
+    parameters: Raw = field(default_factory=_no_schema)
     strict: bool | None = None
 
 
@@ -154,7 +156,7 @@ class JsonObjectFormat(Inner, tag_field="type", tag="json_object"):
 
 class JsonSchema(Inner):
     name: ToolName
-    schema: Raw = NOTHING
+    schema: Raw = field(default_factory=_no_schema)
     description: Annotated[str, Meta(max_length=65_536)] | None = None
     strict: bool | None = None
 
