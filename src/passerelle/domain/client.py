@@ -20,7 +20,7 @@ class Client(Protocol):
     started: bool
     """A head was sent: it is too late for an error status."""
 
-    def on_gone(self, callback: Callable[[], None]) -> None:
+    def on_gone(self, callback: Callable[[], object]) -> None:
         """Calls back once when the caller leaves; at once if that has happened. A new callback replaces the old one."""
 
     def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -29,14 +29,14 @@ class Client(Protocol):
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Sends a whole answer."""
 
-    async def begin(self, status: int, headers: Headers) -> None:
-        """Sends the head of a streamed answer."""
+    def begin(self, status: int, headers: Headers) -> None:
+        """Queues the head of a streamed answer; never blocks."""
 
     def write(self, data: bytes) -> None:
         """Queues bytes of the body; never blocks."""
 
     async def end(self) -> None:
-        """Waits until everything is written, and finishes the body. Raises TimeoutError when the caller does not read."""
+        """Waits until everything is written, and finishes the body."""
 
     def abort(self) -> None:
         """Closes the connection without finishing the body."""

@@ -47,7 +47,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One settled call, as the ledger keeps it. Times are milliseconds; ``at_ms`` is since the epoch, of the arrival."""
+    """One settled call, as the ledger keeps it. Times are in milliseconds; ``at_ms`` is the arrival since the epoch."""
 
     id: str
     at_ms: int

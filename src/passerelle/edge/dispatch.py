@@ -1,0 +1,195 @@
+"""From a request to its endpoint: the route table, who may pass, and the one place where exceptions become answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from passerelle.domain.client import Headers
+from passerelle.domain.errors import BadRequest, Forbidden, Internal, MethodNotAllowed, NotFound, PasserelleError
+from passerelle.domain.ids import is_request_id, new_id
+from passerelle.domain.principal import Principal, Scope
+from passerelle.edge.exchange import ClientGone, Exchange, header, header_values
+
+logger = logging.getLogger(__name__)
+
+RenderError = Callable[[PasserelleError, str], tuple[int, Headers, bytes]]
+"""(error, request id) -> status, headers, body in the envelope of a face."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What the edge knows of a request before its endpoint runs. ``principal`` is None on public routes only.
+
+    ``auth_s`` is the time spent identifying the caller; ``parameters`` are the path's variable parts.
+    """
+
+    exchange: Exchange
+    request_id: str
+    principal: Principal | None
+    auth_s: float = 0.0
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def caller(self) -> Principal:
+        """The principal of a route that is not public."""
+        assert self.principal is not None, "a public route has no principal"
+        return self.principal
+
+
+Endpoint = Callable[[Context], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the table. ``scope`` None means public: anybody may call it.
+
+    ``path`` may hold ``{name}`` for one segment and ``{name:path}`` for the rest.
+    """
+
+    method: str
+    path: str
+    scope: Scope | None
+    endpoint: Endpoint
+
+
+Identify = Callable[[Headers, str | None], Principal | Awaitable[Principal]]
+"""(headers, peer's address) -> who calls, at once when the key is known already.
+
+Raises Unauthenticated, BadRequest or Unavailable.
+"""
+
+
+class RouteTable:
+    """All routes there are. A path that is not in the table does not exist."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+        patterns: dict[str, dict[str, Route]] = {}
+        for route in self.routes:
+            place = patterns if "{" in route.path else self._exact
+            methods = place.setdefault(route.path, {})
+            if route.method in methods:
+                raise ValueError(f"two routes for {route.method} {route.path}")
+            methods[route.method] = route
+        self._patterns = [(_compile(path), methods) for path, methods in patterns.items()]
+
+    def match(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        """Returns the route and its path parameters. Raises NotFound or MethodNotAllowed."""
+        methods = self._exact.get(path)
+        parameters: Mapping[str, str] = {}
+        if methods is None:
+            for pattern, candidates in self._patterns:
+                if found := pattern.fullmatch(path):
+                    methods, parameters = candidates, found.groupdict()
+                    break
+            else:
+                raise NotFound("There is nothing at this address; the list of routes is at /docs.")
+        route = methods.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise MethodNotAllowed(f"This address takes {allowed}.", headers=((b"allow", allowed.encode()),))
+        return route, parameters
+
+
+def _compile(path: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)(:path)?\}", path)
+    text = re.escape(parts[0])
+    for name, rest, tail in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        text += f"(?P<{name}>{'.+' if rest else '[^/]+'})" + re.escape(tail)
+    return re.compile(text)
+
+
+class Dispatcher:
+    """Runs the endpoint of each request, after asking who calls; the supervised edge of the request path."""
+
+    def __init__(
+        self,
+        table: RouteTable,
+        identify: Identify,
+        render_error: RenderError,
+        *,
+        now: Callable[[], float],
+        trusted_hosts: frozenset[str] = frozenset(),
+    ) -> None:
+        self.table = table
+        self._identify = identify
+        self._render_error = render_error
+        self._now = now
+        self._trusted_hosts = trusted_hosts
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answers one request; raises nothing but CancelledError."""
+        request_id = _request_id(exchange.headers)
+        try:
+            await self._run(exchange, request_id)
+        except PasserelleError as error:
+            await self._answer(exchange, error, request_id)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # a defect of ours becomes a 500, never a dead connection
+            logger.exception("unexpected error", extra={"request_id": request_id})
+            defect = Internal("Something went wrong on our side; report the request id to the operator.")
+            await self._answer(exchange, defect, request_id)
+
+    async def _run(self, exchange: Exchange, request_id: str) -> None:
+        check_host(exchange.headers, self._trusted_hosts)
+        route, parameters = self.table.match(exchange.method, exchange.path)
+        context = Context(exchange, request_id, None, parameters=parameters)
+        if route.scope is not None:
+            started = self._now()
+            found = self._identify(exchange.headers, exchange.peer)
+            principal = found if isinstance(found, Principal) else await found
+            context.principal = principal
+            context.auth_s = self._now() - started
+            if not principal.allows(route.scope):
+                raise Forbidden(
+                    f"This key lacks the scope '{route.scope}'; ask an administrator for a key that has it."
+                )
+        await route.endpoint(context)
+
+    async def _answer(self, exchange: Exchange, error: PasserelleError, request_id: str) -> None:
+        client = exchange.client
+        if client.gone:
+            return
+        if client.started:
+            client.abort()
+            return
+        status, headers, body = self._render_error(error, request_id)
+        await client.respond(status, headers, body)
+
+
+def _request_id(headers: Headers) -> str:
+    given = header(headers, b"x-request-id")
+    if given is not None:
+        text = given.decode("latin-1")
+        if is_request_id(text):
+            return text
+    return new_id("req")
+
+
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+)(:[0-9]{1,5})?")
+
+
+def check_host(headers: Headers, trusted: frozenset[str]) -> None:
+    """Raises BadRequest unless there is one well-formed Host, and a trusted one where a list is configured.
+
+    Source: the BadHost advisory (CVE-2026-48710): a Host with ``/``, ``?`` or ``#`` rewrites a rebuilt URL.
+    """
+    hosts = header_values(headers, b"host")
+    if len(hosts) > 1:
+        raise BadRequest("Send one Host header.", code="bad_host")
+    if not hosts:
+        return
+    found = _HOST.fullmatch(hosts[0])
+    if found is None:
+        raise BadRequest("The Host header is not a host name.", code="bad_host")
+    if trusted and found[1].decode().lower() not in trusted:
+        raise BadRequest("This server does not answer for that Host.", code="bad_host")

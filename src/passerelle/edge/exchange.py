@@ -1,0 +1,49 @@
+"""One HTTP request and the caller waiting for its answer, whatever server received it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from passerelle.domain.client import Client, Headers
+
+
+class Exchange(Protocol):
+    """What an endpoint works on.
+
+    ``path`` is percent-decoded, ``query`` is raw. ``headers`` have lower-case names. ``peer`` is the caller's address,
+    None when the server does not tell. ``arrived`` is the monotonic time in seconds at which the head was complete.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: Headers
+    peer: str | None
+    arrived: float
+
+    @property
+    def client(self) -> Client:
+        """Who waits for the answer."""
+
+    async def body(self) -> bytes:
+        """Returns the whole request body.
+
+        Raises PayloadTooLarge, UnsupportedMedia (a compressed body) or ClientGone.
+        """
+
+
+class ClientGone(Exception):
+    """The caller left before the whole request had arrived: there is nobody to answer."""
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Returns the first value of the header ``name`` (lower case), or None."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def header_values(headers: Headers, name: bytes) -> list[bytes]:
+    """Returns all values of the header ``name`` (lower case)."""
+    return [value for key, value in headers if key == name]

@@ -1,0 +1,529 @@
+"""HTTP/1.1 as we accept it: uvicorn's protocol with limits, deadlines and a direct path for the data plane.
+
+Everything is parsed by llhttp (httptools). Requests of the data plane are answered without going through ASGI: the
+exchange below writes to the transport itself, so that a relayed chunk costs one write and no task switch. All other
+requests take uvicorn's ASGI path. Both end in the same dispatcher (ADR 0003).
+
+Deadlines are kept per connection as one number and checked by a sweep once a second, because timers per request cost
+more than the requests' own parsing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from passerelle.domain.client import Headers
+from passerelle.domain.errors import BadRequest, PasserelleError, RequestTimeout
+from passerelle.edge.asgi import STALL_S, refuse_compressed, too_large
+from passerelle.edge.exchange import ClientGone
+
+_READ_AHEAD_BYTES = 64 * 1024
+"""A body that nobody asked for yet is read this far."""
+_MAX_PIPELINED = 16
+_NOT_DIRECT = (b"expect", b"upgrade")
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What a connection may ask of us. Sizes in bytes, times in seconds."""
+
+    max_body_bytes: int = 20 * 1024 * 1024
+    max_head_bytes: int = 32 * 1024
+    max_headers: int = 100
+    max_url_bytes: int = 8 * 1024
+    head_timeout_s: float = 10.0
+    body_grace_s: float = 10.0
+    """A body may take this long whatever its rate."""
+    body_min_rate_bytes_s: int = 16 * 1024
+    keep_alive_s: float = 75.0
+    max_connections: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class DirectPath:
+    """The data plane's short way: which requests take it, and who handles them."""
+
+    paths: frozenset[str]
+    handle: Callable[[DirectExchange], Awaitable[None]]
+    limits: EdgeLimits
+
+
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n".encode()
+
+
+_STATUS_LINES = {status.value: _status_line(status.value) for status in http.HTTPStatus}
+
+
+def refusal(status: int, code: str, message: str) -> bytes:
+    """Returns a whole answer for a request that cannot even be dispatched; the connection closes after it."""
+    body = msgspec.json.encode(
+        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    )
+    return (
+        _STATUS_LINES[status] + b"content-type: application/json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n" % len(body) + body
+    )
+
+
+class DirectExchange:
+    """One request of the data plane: an `Exchange` and its `Client` in one object."""
+
+    __slots__ = (
+        "_body",
+        "_body_waiter",
+        "_complete",
+        "_error",
+        "_gone_callback",
+        "_keep_alive",
+        "_pause",
+        "_protocol",
+        "_received",
+        "_resume",
+        "_size",
+        "arrived",
+        "chunked",
+        "gone",
+        "headers",
+        "method",
+        "path",
+        "peer",
+        "query",
+        "started",
+    )
+
+    def __init__(
+        self,
+        protocol: EdgeProtocol,
+        method: str,
+        path: str,
+        query: bytes,
+        headers: Headers,
+        *,
+        keep_alive: bool,
+        chunked: bool,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.peer: str | None = protocol.client[0] if protocol.client else None
+        self.arrived = time.monotonic()
+        self.gone = False
+        self.started = False
+        self.chunked = chunked
+        self._protocol = protocol
+        self._keep_alive = keep_alive
+        self._body: list[bytes] = []
+        self._size = 0
+        self._received = False
+        self._complete = False
+        self._error: PasserelleError | None = None
+        self._body_waiter: asyncio.Future[None] | None = None
+        self._gone_callback: Callable[[], object] | None = None
+        self._pause: Callable[[], None] | None = None
+        self._resume: Callable[[], None] | None = None
+
+    @property
+    def client(self) -> DirectExchange:
+        return self
+
+    # What the protocol reports.
+
+    def feed(self, data: bytes) -> None:
+        """Takes a piece of the body."""
+        self._size += len(data)
+        protocol = self._protocol
+        if self._size > protocol.limits.max_body_bytes:
+            self.fail(too_large(protocol.limits.max_body_bytes))
+            return
+        self._body.append(data)
+        if self._size > _READ_AHEAD_BYTES and self._body_waiter is None:
+            protocol.flow.pause_reading()
+
+    def received(self) -> None:
+        """The body is here."""
+        self._received = True
+        self._wake()
+
+    def fail(self, error: PasserelleError) -> None:
+        """The body will never be whole; ``body`` raises the error."""
+        self._error = error
+        self._keep_alive = False
+        self._body.clear()
+        self._wake()
+
+    def leave(self) -> None:
+        """The connection is gone."""
+        if not self.gone and not self._complete:
+            self.gone = True
+            self._wake()
+            if self._gone_callback is not None:
+                self._gone_callback()
+
+    def writable(self, yes: bool) -> None:
+        """The transport's buffer passed its high or its low mark."""
+        callback = self._resume if yes else self._pause
+        if callback is not None:
+            callback()
+
+    def last(self) -> None:
+        """The connection closes after this answer."""
+        self._keep_alive = False
+
+    def _wake(self) -> None:
+        waiter = self._body_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # Exchange
+
+    async def body(self) -> bytes:
+        refuse_compressed(self.headers)
+        while not self._received and self._error is None and not self.gone:
+            self._body_waiter = self._protocol.loop.create_future()
+            self._protocol.flow.resume_reading()
+            await self._body_waiter
+        if self._error is not None:
+            raise self._error
+        if not self._received:
+            raise ClientGone
+        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+
+    # Client
+
+    def on_gone(self, callback: Callable[[], object]) -> None:
+        self._gone_callback = callback
+        if self.gone:
+            callback()
+
+    def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._pause, self._resume = pause, resume
+        if self._protocol.flow.write_paused:
+            pause()
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        if self.gone:
+            return
+        self.started = True
+        head = self._head(status, headers)
+        head.append(b"content-length: %d\r\n\r\n" % len(body))
+        head.append(body)
+        self._protocol.transport.write(b"".join(head))
+        self._finish()
+
+    def begin(self, status: int, headers: Headers) -> None:
+        if self.gone:
+            return
+        self.started = True
+        if not self.chunked:
+            self._keep_alive = False  # an HTTP/1.0 body ends with its connection
+        head = self._head(status, headers)
+        head.append(b"transfer-encoding: chunked\r\n\r\n" if self.chunked else b"\r\n")
+        self._protocol.transport.write(b"".join(head))
+
+    def write(self, data: bytes) -> None:
+        if self.gone or not data:
+            return
+        if self.chunked:
+            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._protocol.transport.write(data)
+
+    async def end(self) -> None:
+        if self.gone or self._complete:
+            return
+        if self.chunked:
+            self._protocol.transport.write(b"0\r\n\r\n")
+        self._finish()
+
+    def abort(self) -> None:
+        if not self._complete:
+            self._complete = True
+            self._protocol.transport.abort()
+
+    def _head(self, status: int, headers: Headers) -> list[bytes]:
+        head = [_STATUS_LINES[status]]
+        for name, value in self._protocol.server_state.default_headers:
+            head.append(b"%b: %b\r\n" % (name, value))
+        for name, value in headers:
+            if name == b"connection" and value == b"close":
+                self._keep_alive = False
+            else:
+                head.append(b"%b: %b\r\n" % (name, value))
+        if not self._keep_alive or not (self._received or self._error):
+            # A body that was refused unread would be taken for the next request.
+            self._keep_alive = False
+            head.append(b"connection: close\r\n")
+        return head
+
+    def _finish(self) -> None:
+        self._complete = True
+        self._gone_callback = self._pause = self._resume = None
+        self._protocol.finished(self, keep_alive=self._keep_alive)
+
+    @property
+    def complete(self) -> bool:
+        """The answer was written, or given up."""
+        return self._complete
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol with our limits and the direct path; one per connection."""
+
+    direct: DirectPath
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.limits = self.direct.limits
+        self.deadline = time.monotonic() + self.limits.head_timeout_s
+        """Monotonic time at which the sweep closes this connection; infinity while an answer is on its way."""
+        self._incoming: DirectExchange | None = None  # whose body is being received
+        self._active: DirectExchange | None = None  # who is being answered
+        self._queued: deque[DirectExchange] = deque()
+        self._head_bytes = 0
+        self._body_started = 0.0
+        self._body_bytes = 0
+        self._refused = False
+        self._stalled_since = 0.0
+        self._stalled_bytes = 0
+
+    # Connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(503, "too_many_connections", "Too many connections; retry later.")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for exchange in (self._active, *self._queued):
+            if exchange is not None:
+                exchange.leave()
+        self._queued.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        if self._incoming is not None:
+            self._refused = True
+            self._incoming.fail(BadRequest("The request body is not well-formed HTTP/1.1.", code="malformed_request"))
+            self._incoming = None
+        else:
+            self._refuse(400, "malformed_request", "The request is not well-formed HTTP/1.1.")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled_since = time.monotonic()
+        self._stalled_bytes = self.transport.get_write_buffer_size()
+        if self._active is not None:
+            self._active.writable(False)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stalled_since = 0.0
+        if self._active is not None:
+            self._active.writable(True)
+
+    def shutdown(self) -> None:
+        if self._active is not None:
+            self._active.last()
+        elif self._incoming is None:
+            super().shutdown()
+
+    def sweep(self, now: float) -> None:
+        """Closes the connection when a deadline has passed; called about once a second."""
+        if self._stalled_since:
+            waiting = self.transport.get_write_buffer_size()
+            if waiting < self._stalled_bytes:
+                self._stalled_since, self._stalled_bytes = now, waiting
+            elif now - self._stalled_since > STALL_S:
+                self.transport.abort()
+                return
+        if self._body_started:
+            allowed_s = self.limits.body_grace_s + self._body_bytes / self.limits.body_min_rate_bytes_s
+            if now - self._body_started > allowed_s and not self.flow.read_paused:
+                self._body_too_slow()
+        elif now > self.deadline and not self._refused:
+            if self._head_bytes:
+                self._refuse(408, "request_timeout", "The request's head took too long to arrive.")
+            else:
+                self.transport.close()
+
+    def _body_too_slow(self) -> None:
+        self._body_started = 0.0
+        if self._incoming is not None:
+            self._incoming.fail(RequestTimeout("The request body arrived too slowly; send it faster."))
+            self._incoming = None
+        else:
+            self._refuse(408, "request_timeout", "The request body arrived too slowly; send it faster.")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if self._refused:
+            return
+        self._refused = True
+        if self._active is None and (self.cycle is None or not self.cycle.response_started):
+            self.transport.write(refusal(status, code, message))
+        self.transport.close()
+
+    # Parser callbacks
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 1
+        if self._active is None:
+            self.deadline = time.monotonic() + self.limits.head_timeout_s
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > self.limits.max_url_bytes:
+            self._refuse(414, "uri_too_long", "The request address is too long.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self.limits.max_head_bytes or len(self.headers) >= self.limits.max_headers:
+            self._refuse(431, "headers_too_large", "The request headers are too large or too many.")
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._refused:
+            return
+        self._head_bytes = 0
+        self.deadline = float("inf")
+        if not self._well_framed():
+            self._refuse(400, "malformed_request", "The request's framing headers contradict each other.")
+            return
+        self._body_started, self._body_bytes = time.monotonic(), 0
+        exchange = self._direct_exchange()
+        busy = self._active is not None or (self.cycle is not None and not self.cycle.response_complete)
+        if exchange is None:
+            if self._active is not None:
+                self._hang_up_after_active()
+            else:
+                super().on_headers_complete()
+            return
+        self._incoming = exchange
+        if not busy:
+            self._start(exchange)
+        elif self._active is not None and len(self._queued) < _MAX_PIPELINED:
+            self._queued.append(exchange)
+        else:
+            self._hang_up_after_active()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._incoming is not None:
+            self._incoming.feed(body)
+        elif not self._refused and self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._body_started = 0.0
+        if self._incoming is not None:
+            self._incoming.received()
+            self._incoming = None
+        elif not self._refused and self.cycle is not None:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+        self.deadline = time.monotonic() + self.limits.keep_alive_s
+
+    # The direct path
+
+    def _well_framed(self) -> bool:
+        """Whether the length of the body is stated once and clearly (RFC 9112, section 6.3)."""
+        lengths = encodings = 0
+        for name, value in self.headers:
+            if name == b"content-length":
+                lengths += 1
+                if not value.isdigit():
+                    return False
+            elif name == b"transfer-encoding":
+                encodings += 1
+                if value.strip().lower() != b"chunked":
+                    return False
+        if encodings and self.parser.get_http_version() == "1.0":
+            return False
+        return lengths + encodings <= 1
+
+    def _direct_exchange(self) -> DirectExchange | None:
+        if self.parser.get_method() != b"POST" or self.parser.should_upgrade() or self.expect_100_continue:
+            return None
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        if path not in self.direct.paths:
+            return None
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) > self.limits.max_body_bytes:
+                return None  # the ASGI path answers 413 without reading the body
+        modern = self.parser.get_http_version() == "1.1"
+        return DirectExchange(
+            self,
+            "POST",
+            path,
+            url.query or b"",
+            self.headers,
+            keep_alive=modern and self.parser.should_keep_alive(),
+            chunked=modern,
+        )
+
+    def _start(self, exchange: DirectExchange) -> None:
+        self._active = exchange
+        task = self.loop.create_task(self._answer(exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _answer(self, exchange: DirectExchange) -> None:
+        await self.direct.handle(exchange)
+        if not exchange.complete:
+            exchange.abort()
+
+    def finished(self, exchange: DirectExchange, *, keep_alive: bool) -> None:
+        """An exchange's answer is written: goes on with the next request, or closes."""
+        self.server_state.total_requests += 1
+        self._active = None
+        if self.transport.is_closing():
+            return
+        if not keep_alive:
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        self.deadline = time.monotonic() + self.limits.keep_alive_s
+        if self._queued:
+            self._start(self._queued.popleft())
+
+    def _hang_up_after_active(self) -> None:
+        """Pipelining beyond what we keep in order: the requests under way are answered, the rest goes unanswered."""
+        self._refused = True
+        last = self._queued[-1] if self._queued else self._active
+        if last is not None:
+            last.last()
+        else:
+            self.cycle.keep_alive = False

@@ -1,0 +1,100 @@
+"""uvicorn, with our protocol under it: one process's listener, its sweep of deadlines, and its shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from passerelle.edge.application import AsgiApplication
+from passerelle.edge.protocol import DirectPath, EdgeProtocol
+
+
+class PortInUse(Exception):
+    """The address cannot be listened on; the message says why."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a bound socket, port 0 for any free one. Raises PortInUse."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise PortInUse(f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}.") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; each second it closes connections whose deadlines have passed.
+
+    ``on_started`` is called when it listens, ``on_draining`` when it was asked to stop.
+    """
+
+    def __init__(
+        self,
+        application: AsgiApplication,
+        direct: DirectPath,
+        *,
+        grace_s: float,
+        on_started: Callable[[], None],
+        on_draining: Callable[[], None],
+    ) -> None:
+        self._on_started = on_started
+        self._on_draining = on_draining
+        protocol = type("BoundEdgeProtocol", (EdgeProtocol,), {"direct": direct})
+        config = uvicorn.Config(
+            application,
+            http=protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(direct.limits.keep_alive_s),
+            timeout_graceful_shutdown=max(1, round(grace_s)),
+            backlog=4096,
+        )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Runs ten times a second."""
+        if counter % 10 == 0:
+            now = time.monotonic()
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, EdgeProtocol):
+                    connection.sweep(now)
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal asks to stop: once drains, a second Ctrl-C does not wait for running answers."""
+        if not self.should_exit:
+            self._on_draining()
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles signals in the event loop. uvicorn's own raises them again at the end, which would end us early."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)

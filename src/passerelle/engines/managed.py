@@ -1,0 +1,59 @@
+"""The engine of model servers that this machine runs itself: OpenAI's wire to wherever the child listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from passerelle.domain.model import Target
+from passerelle.domain.request import Request
+from passerelle.engines.base import Engine, EngineRefused, Probe, Readiness, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class ChildAddress:
+    """Where a managed child listens: its base address without ``/v1``, and the bearer token it asks for."""
+
+    url: str
+    api_key: str
+
+
+class ManagedEngine:
+    """Looks a target's child up by the target's id, and passes the call on."""
+
+    def __init__(self, inner: Engine, addresses: Mapping[str, ChildAddress]) -> None:
+        self._inner = inner
+        self._addresses = addresses
+        self._placed: dict[Target, Target] = {}
+
+    async def send(self, request: Request, target: Target, *, request_id: str, timeout_s: float) -> Reply:
+        """As `Engine.send`. A target without a child here raises EngineRefused."""
+        placed = self._place(target)
+        if placed is None:
+            raise EngineRefused("no such child on this machine; a new managed model needs a restart")
+        return await self._inner.send(request, placed, request_id=request_id, timeout_s=timeout_s)
+
+    async def probe(self, target: Target, *, timeout_s: float) -> Probe:
+        """As `Engine.probe`."""
+        placed = self._place(target)
+        if placed is None:
+            return Probe(Readiness.DOWN, "not started: a new managed model needs a restart")
+        return await self._inner.probe(placed, timeout_s=timeout_s)
+
+    async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
+        """As `Engine.count_tokens`."""
+        placed = self._place(target)
+        return None if placed is None else await self._inner.count_tokens(request, placed, timeout_s=timeout_s)
+
+    async def aclose(self) -> None:
+        """Nothing of its own to close: the inner engine belongs to the registry."""
+
+    def _place(self, target: Target) -> Target | None:
+        placed = self._placed.get(target)
+        if placed is None:
+            address = self._addresses.get(target.id)
+            if address is None:
+                return None
+            placed = replace(target, url=f"{address.url}/v1", api_key=address.api_key)
+            self._placed[target] = placed
+        return placed

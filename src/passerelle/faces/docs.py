@@ -1,0 +1,101 @@
+"""``/docs``: the API described by OpenAPI, with a page to try it; everything is served from this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import msgspec
+
+from passerelle import __version__
+from passerelle.domain.errors import NotFound
+from passerelle.edge.dispatch import Context
+from passerelle.faces.openai.schemas import openapi_components, openapi_paths
+
+_TYPES = {".js": b"text/javascript; charset=utf-8", ".css": b"text/css; charset=utf-8", ".png": b"image/png"}
+_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+_POLICY = b"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+
+_PAGE = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Passerelle API</title>
+<link rel="icon" href="docs/favicon.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+
+_START = b"""SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, persistAuthorization: false, validatorUrl: null
+});
+"""
+
+
+class DocsFace:
+    """The page, its files and the description."""
+
+    def __init__(self) -> None:
+        self._described: bytes | None = None
+
+    async def page(self, context: Context) -> None:
+        """The page."""
+        await self._respond(context, b"text/html; charset=utf-8", _PAGE)
+
+    async def file(self, context: Context) -> None:
+        """A file of the page. Raises NotFound for any other name."""
+        name = context.parameters["file"]
+        if name == "start.js":
+            await self._respond(context, _TYPES[".js"], _START)
+            return
+        if name not in _FILES:
+            raise NotFound("There is no such file.")
+        path = _assets() / name
+        await self._respond(context, _TYPES[path.suffix], path.read_bytes())
+
+    async def openapi(self, context: Context) -> None:
+        """The description, OpenAPI 3.1."""
+        if self._described is None:
+            self._described = msgspec.json.encode(describe())
+        await self._respond(context, b"application/json", self._described)
+
+    @staticmethod
+    async def _respond(context: Context, content_type: bytes, body: bytes) -> None:
+        headers = [
+            (b"content-type", content_type),
+            (b"content-security-policy", _POLICY),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await context.exchange.client.respond(200, headers, body)
+
+
+def _assets() -> Path:
+    """Returns the folder of Swagger UI's files, which the ``fastapi-offline`` wheel carries; it is not imported."""
+    spec = importlib.util.find_spec("fastapi_offline")
+    assert spec is not None and spec.origin is not None, "fastapi-offline is a dependency"
+    return Path(spec.origin).parent / "static"
+
+
+def describe() -> dict[str, object]:
+    """Returns the OpenAPI document of all routes."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Passerelle",
+            "version": __version__,
+            "description": "One front door for an organisation's own language models. Send your key as a bearer token.",
+        },
+        "security": [{"key": []}],
+        "paths": openapi_paths(),
+        "components": {
+            **openapi_components(),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "sk-pas-…"}},
+        },
+    }

@@ -1,0 +1,65 @@
+"""Is it alive, is it ready, what is it, how is it doing: the routes for supervisors and monitoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from passerelle import __version__
+from passerelle.catalog.holder import Catalog
+from passerelle.domain.client import Headers
+from passerelle.edge.dispatch import Context
+from passerelle.gateway.health import HealthState
+from passerelle.gateway.probe import Prober
+from passerelle.gateway.targets import Fleet
+from passerelle.telemetry.metrics import CONTENT_TYPE, Metrics
+
+
+class HealthFace:
+    """``/health``, ``/ready``, ``/version`` and ``/metrics``."""
+
+    def __init__(
+        self, catalog: Catalog, fleet: Fleet, prober: Prober, metrics: Metrics, draining: Callable[[], bool]
+    ) -> None:
+        self._catalog = catalog
+        self._fleet = fleet
+        self._prober = prober
+        self._metrics = metrics
+        self._draining = draining
+        self._was_ready = False
+
+    async def health(self, context: Context) -> None:
+        """Liveness: the process answers."""
+        await respond_json(context, {"status": "ok"})
+
+    async def ready(self, context: Context) -> None:
+        """Readiness: every model was loaded once, and at least one can serve now; 503 until then and while draining."""
+        models = {name: self._model(name) for name in self._catalog.current.models}
+        serving = [model for model in models.values() if model["ready"]]
+        self._was_ready = self._was_ready or len(serving) == len(models)
+        ready = self._was_ready and (bool(serving) or not models) and not self._draining()
+        why = "draining" if self._draining() else ("ready" if ready else "starting")
+        await respond_json(context, {"status": why, "models": models}, status=200 if ready else 503)
+
+    def _model(self, name: str) -> dict[str, object]:
+        pool = self._fleet.pool(name)
+        states = pool.members if pool is not None else ()
+        up = [s for s in states if s.id in self._prober.seen_ready and s.health.state is not HealthState.DOWN]
+        targets = {state.id: f"{state.health.state}: {state.health.why}" for state in states}
+        return {"ready": bool(up), "targets": targets}
+
+    async def version(self, context: Context) -> None:
+        """The product and its version."""
+        await respond_json(context, {"name": "passerelle", "version": __version__})
+
+    async def metrics(self, context: Context) -> None:
+        """Prometheus text format."""
+        headers: Headers = [(b"content-type", CONTENT_TYPE.encode())]
+        await context.exchange.client.respond(200, headers, self._metrics.expose())
+
+
+async def respond_json(context: Context, value: object, *, status: int = 200) -> None:
+    """Answers with ``value`` as JSON."""
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", context.request_id.encode())]
+    await context.exchange.client.respond(status, headers, msgspec.json.encode(value))

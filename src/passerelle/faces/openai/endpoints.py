@@ -1,0 +1,74 @@
+"""OpenAI's routes: parse, hand to the gateway, answer. The gateway does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from passerelle.catalog.holder import Catalog
+from passerelle.domain.client import Headers
+from passerelle.domain.errors import ModelNotFound
+from passerelle.domain.model import Model
+from passerelle.domain.request import Request
+from passerelle.edge.dispatch import Context, Endpoint
+from passerelle.faces.openai import models, wire
+from passerelle.gateway.call import Call, Timings
+from passerelle.gateway.gateway import Gateway
+
+JSON: Headers = [(b"content-type", b"application/json")]
+
+
+class OpenAIFace:
+    """The endpoints. ``window`` knows models' context windows; ``request_timeout_s`` is a call's overall deadline."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        catalog: Catalog,
+        window: Callable[[Model], int | None],
+        *,
+        request_timeout_s: float,
+    ) -> None:
+        self._gateway = gateway
+        self._window = window
+        self._catalog = catalog
+        self._request_timeout_s = request_timeout_s
+        self.chat = self._endpoint(wire.parse_chat)
+        self.completion = self._endpoint(wire.parse_completion)
+        self.embedding = self._endpoint(wire.parse_embedding)
+        self.tokenize = self._endpoint(wire.parse_tokenize)
+        self.detokenize = self._endpoint(wire.parse_detokenize)
+
+    def _endpoint(self, parse: Callable[[bytes], Request]) -> Endpoint:
+        async def endpoint(context: Context) -> None:
+            exchange = context.exchange
+            request = parse(await exchange.body())
+            call = Call(
+                request_id=context.request_id,
+                principal=context.caller,
+                request=request,
+                snapshot=self._catalog.current,
+                arrived=exchange.arrived,
+                deadline=exchange.arrived + self._request_timeout_s,
+                timings=Timings(auth_s=context.auth_s),
+            )
+            await self._gateway.handle(call, exchange.client)
+
+        return endpoint
+
+    async def list_models(self, context: Context) -> None:
+        """``GET /v1/models``: what this key may call."""
+        body = models.render_list(self._catalog.current, context.caller, self._window)
+        await _respond_json(context, body)
+
+    async def show_model(self, context: Context) -> None:
+        """``GET /v1/models/{id}``. A model the key may not call does not exist for it."""
+        name = context.parameters["id"]
+        body = models.render_one(self._catalog.current, context.caller, name, self._window)
+        if body is None:
+            raise ModelNotFound(f"The model '{name[:256]}' does not exist or is not yours to use.", param="model")
+        await _respond_json(context, body)
+
+
+async def _respond_json(context: Context, body: bytes) -> None:
+    headers = [*JSON, (b"x-request-id", context.request_id.encode())]
+    await context.exchange.client.respond(200, headers, body)

@@ -1,0 +1,138 @@
+"""The request path, one straight line: resolve, admit, attempt and relay, settle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from passerelle.domain.client import Client
+from passerelle.domain.errors import Forbidden, ModelNotFound, PasserelleError, Unavailable, UpstreamTimeout
+from passerelle.domain.model import Model
+from passerelle.domain.usage import Outcome
+from passerelle.gateway.admit import Admission
+from passerelle.gateway.attempt import Attempts, StreamBroken
+from passerelle.gateway.call import Call
+from passerelle.gateway.settle import Settlement
+from passerelle.gateway.targets import Fleet
+from passerelle.telemetry.metrics import Metrics
+
+RenderStreamError = Callable[[PasserelleError, str], bytes]
+"""(error, request id) -> the event that ends a broken stream."""
+
+
+class Gateway:
+    """Takes a call from its arrival to its usage row. One for each process."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        attempts: Attempts,
+        settlement: Settlement,
+        metrics: Metrics,
+        render_stream_error: RenderStreamError,
+    ) -> None:
+        self._fleet = fleet
+        self._admission = admission
+        self._attempts = attempts
+        self._settlement = settlement
+        self._metrics = metrics
+        self._render_stream_error = render_stream_error
+
+    async def handle(self, call: Call, client: Client) -> None:
+        """Answers the call and records how it ended, whatever happens.
+
+        Raises PasserelleError when nothing was sent yet. A caller who leaves cancels the work, wherever it is.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        client.on_gone(task.cancel)
+        self._metrics.in_flight.inc()
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + call.remaining_s()):
+                await self._run(call, client)
+            call.outcome = Outcome.OK
+        except PasserelleError as error:
+            _fail(call, error)
+            if not client.started:
+                raise
+            await self._end_with(error, call, client)
+        except StreamBroken as broken:
+            call.outcome, call.error_code = Outcome.BROKEN, broken.error.error_code
+            await self._end_with(broken.error, call, client)
+        except TimeoutError as error:
+            late = UpstreamTimeout("The request was not answered within its deadline; retry later, or ask for less.")
+            _fail(call, late)
+            call.outcome = Outcome.TIMEOUT
+            if not client.started:
+                raise late from error
+            await self._end_with(late, call, client)
+        except asyncio.CancelledError:
+            if not client.gone:
+                await self._cut(call, client)
+                raise
+            call.outcome, call.error_code = Outcome.CANCELLED, "client_left"
+            call.status = call.status or 499
+            self._metrics.cancelled.labels(_phase(call)).inc()
+            task.uncancel()
+        finally:
+            self._metrics.in_flight.dec()
+            if call.outcome is None:
+                call.outcome, call.status = Outcome.FAILED, call.status or 500
+            self._settlement.settle(call)
+
+    async def _run(self, call: Call, client: Client) -> None:
+        model = resolve(call)
+        call.model = model
+        pool = self._fleet.pool(model.name)
+        if pool is None:
+            raise Unavailable(f"The model '{model.name}' is being removed; retry with another.")
+        lease = await self._admission.admit(call, pool, client)
+        try:
+            await self._attempts.run(call, pool, client)
+        finally:
+            lease.release()
+
+    async def _end_with(self, error: PasserelleError, call: Call, client: Client) -> None:
+        """Ends a stream that began: one error event, no ``[DONE]``."""
+        client.write(self._render_stream_error(error, call.request_id))
+        await client.end()
+
+    async def _cut(self, call: Call, client: Client) -> None:
+        """The server stops, or the key was revoked, and will not wait for this answer."""
+        call.outcome, call.error_code = Outcome.BROKEN, "interrupted"
+        if client.started:
+            error = Unavailable("The answer was interrupted by the server; retry the request.", code="interrupted")
+            await self._end_with(error, call, client)
+
+
+def resolve(call: Call) -> Model:
+    """Returns the model the caller asked for. Raises ModelNotFound, Forbidden or BadRequest."""
+    name = call.request.model
+    model = call.snapshot.resolve(name)
+    if model is None:
+        raise ModelNotFound(
+            f"The model '{name[:256]}' does not exist; the list of models is at /v1/models.", param="model"
+        )
+    if not call.principal.may_call(model.name):
+        raise Forbidden(f"This key may not call the model '{model.name}'.", code="model_not_allowed", param="model")
+    return model
+
+
+def _phase(call: Call) -> str:
+    if call.attempts == 0:
+        return "queue"
+    return "upstream" if call.timings.first_byte_s is None else "stream"
+
+
+def _fail(call: Call, error: PasserelleError) -> None:
+    call.status = error.status
+    call.error_code = error.error_code
+    if error.status in (503, 429):
+        call.outcome = Outcome.SHED if call.attempts == 0 else Outcome.FAILED
+    elif error.status == 504:
+        call.outcome = Outcome.TIMEOUT
+    elif error.status < 500:
+        call.outcome = Outcome.REJECTED
+    else:
+        call.outcome = Outcome.FAILED

@@ -1,0 +1,84 @@
+"""Asks every target how it is, spending no GPU time: often while it starts, rarely once it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+
+from passerelle.domain.model import Target
+from passerelle.engines.base import Engine, Probe, Readiness
+from passerelle.gateway.health import HealthState
+from passerelle.gateway.targets import Fleet, TargetState
+
+logger = logging.getLogger(__name__)
+
+_EAGER_S = 0.2
+"""Between probes of a target that has never been seen ready."""
+
+
+class Prober:
+    """Probes the targets of a fleet until stopped.
+
+    ``known`` gets (target, probe) after each one: what a probe tells besides health (models, context window).
+    ``managed`` says whether a target is a child of this machine: those start as "starting", not as "ready".
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        engines: Mapping[str, Engine],
+        *,
+        interval_s: float,
+        timeout_s: float,
+        managed: Callable[[Target], bool],
+        known: Callable[[Target, Probe], None],
+    ) -> None:
+        self._fleet = fleet
+        self._engines = engines
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._managed = managed
+        self._known = known
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.seen_ready: set[str] = set()
+        """Ids of targets that a probe has found ready at least once."""
+
+    def adopt(self) -> None:
+        """Starts to probe new targets and stops with those that left."""
+        states = {state.id: state for state in self._fleet.states() if not state.leaving}
+        for target_id in [target_id for target_id in self._tasks if target_id not in states]:
+            self._tasks.pop(target_id).cancel()
+            self.seen_ready.discard(target_id)
+        for target_id, state in states.items():
+            if target_id not in self._tasks:
+                if self._managed(state.target):
+                    state.health.probe(Probe(Readiness.STARTING, "loading its model"))
+                self._tasks[target_id] = asyncio.create_task(self._watch(state), name=f"probe {target_id}")
+
+    async def aclose(self) -> None:
+        """Stops probing."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, state: TargetState) -> None:
+        eager_for_s = 30.0
+        while True:
+            target = state.target
+            found = await self._engines[target.engine].probe(target, timeout_s=self._timeout_s)
+            if found.readiness is Readiness.READY:
+                self.seen_ready.add(state.id)
+            elif self._managed(target) and state.health.state is HealthState.STARTING:
+                found = Probe(Readiness.STARTING, found.why)  # nobody listens yet: it is loading
+            state.health.probe(found)
+            self._known(target, found)
+            if state.id in self.seen_ready or eager_for_s <= 0:
+                pause_s = self._interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - spread, no secret
+            else:
+                pause_s = _EAGER_S
+                eager_for_s -= pause_s
+            await asyncio.sleep(pause_s)

