@@ -83,6 +83,11 @@ class Hub:
         """``http://127.0.0.1:PORT``"""
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    @property
+    def storage_url(self) -> str:
+        """Where large files are, on another host as at the real hub: no token may be sent there."""
+        return f"http://localhost:{self._server.server_port}"
+
     def ranges(self) -> list[str | None]:
         """The Range header of each request for a file's bytes, in order."""
         return [seen.headers.get("range") for seen in self.seen if seen.method == "GET" and "/api/" not in seen.path]
@@ -150,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         digest = hashlib.sha256(data).hexdigest()
         linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": COMMIT}
-        self._answer(302, b"", {**linked, "Location": f"{self.hub.url}/cdn/{digest}"})
+        self._answer(302, b"", {**linked, "Location": f"{self.hub.storage_url}/cdn/{digest}"})
 
     def _cdn(self, digest: str) -> None:
         for repo in self.hub.repos.values():

@@ -181,7 +181,11 @@ def _hub_errors(wanted: HubFile) -> Iterator[None]:
     except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if isinstance(error, errors.RemoteEntryNotFoundError):
             raise PullFailed(f"{where}: the hub does not have {wanted.file}") from None
-        raise PullFailed(f"{where} is not in the hub's cache here, and HF_HUB_OFFLINE forbids to fetch it") from None
+        if constants.is_offline_mode():
+            raise PullFailed(
+                f"{where} is not in the hub's cache here, and HF_HUB_OFFLINE forbids to fetch it"
+            ) from None
+        raise PullFailed(f"{where}: the hub at {constants.ENDPOINT} cannot be reached, or is none") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         advice = "; check HF_TOKEN" if status in (401, 403) else ""

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.harness.models import gguf_bytes
 
 from passerelle.models.gguf import NotGguf, read_gguf
-from tests.harness.models import gguf_bytes
 
 
 def test_tells_what_the_model_is(tmp_path: Path) -> None:

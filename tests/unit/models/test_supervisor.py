@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.harness.models import gguf_bytes
 
 from passerelle.models.embedding_child import embedding_spec
 from passerelle.models.gguf import NotGguf
@@ -29,7 +30,6 @@ from passerelle.models.supervisor import (
     Supervisor,
     private_memory_bytes,
 )
-from tests.harness.models import gguf_bytes
 
 
 @asynccontextmanager
