@@ -151,7 +151,7 @@ async def test_keys_share_the_part_of_their_organisation() -> None:
     """Organisation shares come first, so many keys do not make an organisation greater."""
     bench = Bench()
     await bench.ask("running", organisation="x")
-    for number in range(30):
+    for _ in range(30):
         for key in ("a", "b", "c"):
             await bench.ask(f"many/{key}", organisation="many", key=key)
         await bench.ask("one", organisation="one")
