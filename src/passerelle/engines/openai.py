@@ -9,7 +9,8 @@ What the server's status means to the gateway is decided here and nowhere else:
     408                 EngineBroke
     429, 503            EngineRefused, busy, with Retry-After
     other 4xx           EngineRejected, with the message when it has a known shape (`passerelle.engines.rejection`)
-    5xx                 EngineBroke
+    501                 EngineRejected: the server is well and never offers this operation
+    other 5xx           EngineBroke
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_AFTER_S = 3600.0
 _MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _MAX_ROUTES = 4096
-_ERROR_BODY_S = 2.0
+_ERROR_BODY_S = 1.0
 
 _T = TypeVar("_T")
 _PATHS = {
@@ -314,9 +315,12 @@ async def _failure(answer: Answer, target: Target) -> EngineError:
             param=rejection.param,
         )
     retry_after_s = _retry_after(answer.retry_after)
-    answer.abort()  # an error's body is of no use; mostly it is here already, and the connection lives on
+    answer.discard(MAX_ERROR_BYTES, _ERROR_BODY_S)
     if status in (429, 503):
         return EngineRefused(f"the server is busy ({status})", status=status, busy=True, retry_after_s=retry_after_s)
+    if status == 501:
+        message = "The server of this model does not offer this operation."
+        return EngineRejected("the server does not offer this operation", status=status, message=message)
     if status in (401, 403, 407):
         return EngineBroke("the server refuses the target's api_key", status=status)
     if status in (404, 405):

@@ -179,6 +179,25 @@ class Answer:
         if self._connection is not None:
             self._connection.give_up("aborted by the gateway")
 
+    def discard(self, limit_bytes: int, within_s: float) -> None:
+        """Lets go of a body nobody wants: a short one ends by itself and saves the connection, a long one is cut."""
+        if self._connection is None:
+            return
+        left = limit_bytes - self._buffered
+        if left < 0:
+            self.abort()
+            return
+
+        def count(chunk: bytes) -> None:
+            nonlocal left
+            left -= len(chunk)
+            if left < 0:
+                self.abort()
+
+        self._connection.push_to(count)
+        self._unchoke()
+        self._loop.call_later(within_s, self.abort)
+
     async def _end(self) -> None:
         try:
             while not self._ended:

@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.harness.upstreamd import Seen, Step, Upstream, body, headers, never, normal, stall, status
+from tests.harness.upstreamd import Seen, Step, Upstream, body, end, headers, never, normal, stall, status
 from tests.unit.engines.test_transport import TLS, server_context
 
 from passerelle.domain.model import Target, Timeouts
 from passerelle.domain.request import Operation, Request
 from passerelle.engines.base import EngineBroke, EngineRefused, EngineRejected, Readiness
 from passerelle.engines.openai import OpenAIEngine
-from passerelle.engines.transport import Transport
+from passerelle.engines.transport import Origin, Transport
 
 SHORT = Timeouts(connect_s=1.0, first_byte_s=1.0, idle_s=1.0)
 
@@ -115,27 +115,50 @@ async def test_tls_option(engine: OpenAIEngine, tmp_path: Path) -> None:
 
 
 async def test_slow_error_body(engine: OpenAIEngine) -> None:
-    """A 400 whose body drips costs two seconds at most, and its message."""
+    """A 400 whose body drips costs one second at most, and its message."""
     drip = [step for _ in range(100) for step in (body(b" "), stall(0.1))]
     async with Upstream(scenario=[headers(400), *drip]) as upstream:
         began = time.monotonic()
         with pytest.raises(EngineRejected) as caught:
             await send(engine, target(upstream.url))
         assert caught.value.message is None
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 2.0
         await upstream.drained(1.0)
 
 
-async def test_errors_keep_their_connection(engine: OpenAIEngine) -> None:
-    """Errors that are framed well do not cost a new connection each."""
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_errors_keep_their_connection(engine: OpenAIEngine, pieces: int) -> None:
+    """Errors that are framed well do not cost a new connection each, in one packet or in several."""
     async with Upstream() as upstream:
         for code in (400, 429, 503, 500, 404, 200):
-            upstream.scenario = None if code == 200 else [status(code)]
+            slow = [headers(code), *[step for _ in range(3) for step in (stall(0.01), body(b"x"))], end()]
+            upstream.scenario = None if code == 200 else [status(code)] if pieces == 1 else slow
             try:
                 await send(engine, target(upstream.url))
             except (EngineBroke, EngineRefused, EngineRejected) as error:
                 assert error.status == code
+            pool = engine._transport.pool(Origin.of(upstream.url))
+            await upstream.until(lambda pool=pool: pool.idle_count == 1, 1.0)  # type: ignore[misc]
         assert len(upstream.peers) == 1
+
+
+@pytest.mark.parametrize("rest", [[body(b"x" * 65536)] * 1000, [never()], [stall(0.01), body(b"x")] * 1000])
+async def test_endless_errors_are_cut(engine: OpenAIEngine, rest: list[Step]) -> None:
+    """An error whose body is long or never ends is answered at once, and its connection closed within a second."""
+    async with Upstream(scenario=[headers(500), *rest, end()]) as upstream:
+        began = time.monotonic()
+        with pytest.raises(EngineBroke):
+            await send(engine, target(upstream.url))
+        assert time.monotonic() - began < 0.5
+        await upstream.drained(1.5)
+
+
+async def test_operation_nobody_offers(engine: OpenAIEngine) -> None:
+    """501 is an answer about the request: the target is well."""
+    async with Upstream(scenario=[status(501)]) as upstream:
+        with pytest.raises(EngineRejected) as caught:
+            await send(engine, target(upstream.url))
+        assert caught.value.message == "The server of this model does not offer this operation."
 
 
 @pytest.mark.parametrize("code", [404, 405, 501])
