@@ -232,7 +232,7 @@ def load_configuration(
     except ConfigurationError as error:
         problems.extend(error.problems)
     if keys is None or snapshot is None or problems:
-        raise ConfigurationError(sorted(problems, key=_in_order))
+        raise ConfigurationError(problems)
     settings = Settings(home=home, **{name: getattr(keys, name) for name in Keys.__struct_fields__})
     return Configuration(settings, snapshot, config, document.files)
 
@@ -320,7 +320,3 @@ def _add_conventional(document: Document, environ: Mapping[str, str]) -> None:
         if text and document.root.get(key) is None:
             mark = Mark(variable)
             entries[key] = Entry(mark, Scalar(mark, text, loose=True))
-
-
-def _in_order(problem: Problem) -> tuple[str, int, int]:
-    return problem.mark.source, problem.mark.line or 0, problem.mark.column or 0

@@ -253,7 +253,9 @@ class _Compiler:
 
     def _refuse_cycles(self, written: list[Written]) -> None:
         """A chain of fallbacks for one reason must end: a request never comes back to a model that failed it."""
-        by_name = {each.section.name: each for each in reversed(written)}
+        by_name: dict[str, Written] = {}
+        for each in written:
+            by_name.setdefault(each.section.name, each)
         for reason in _REASONS:
             edges = {
                 name: [self._declared.get(other, other) for other in getattr(each.section.fallbacks, reason)]

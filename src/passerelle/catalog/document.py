@@ -211,6 +211,8 @@ class _Composer:
         return isinstance(top.node, Table) and top.key is None
 
     def _key(self, node: Node) -> None:
+        if isinstance(node, Broken):
+            raise ConfigurationError(self.problems)
         if not isinstance(node, Scalar):
             self._fail(node.mark, "a key must be plain text")
         self._stack[-1].key = node
@@ -222,7 +224,6 @@ class _Composer:
             return
         key = top.key
         assert key is not None
-        top.key = None
         if key.text == "<<" and not key.quoted:
             self._merge_key(top, node)
         elif key.text in top.node.entries:
@@ -230,6 +231,7 @@ class _Composer:
             self._report(key.mark, f"the key '{one_line(key.text)}' is given twice, first on line {before.line}")
         else:
             top.node.entries[key.text] = Entry(key.mark, node)
+        top.key = None
 
     def _merge_key(self, top: _Open, node: Node) -> None:
         bases = node.items if isinstance(node, Series) else [node]
@@ -260,6 +262,8 @@ class _Composer:
         return Mark(self._source, start.line + 1, start.column + 1)
 
     def _syntax(self, error: yaml.YAMLError, text: str) -> NoReturn:
+        """Says where the parser gave up, and where what it was reading began."""
+        self._stack.clear()
         place = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
         context = getattr(error, "context", None)
@@ -270,7 +274,9 @@ class _Composer:
         mark = Mark(self._source, place.line + 1, place.column + 1)
         if "\t" in line[: len(line) - len(line.lstrip())]:
             self._fail(mark, "a tab is used for indentation; YAML wants spaces")
-        self._fail(mark, one_line(f"not valid YAML: {what}" + (f" ({context})" if context else "")))
+        began = getattr(error, "context_mark", None)
+        since = f" ({context} from line {began.line + 1})" if context and began is not None else ""
+        self._fail(mark, one_line(f"not valid YAML: {what}{since}"))
 
     def _report(self, mark: Mark, message: str) -> None:
         self.problems.append(Problem(mark, self._path(), message))

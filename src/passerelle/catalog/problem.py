@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -50,11 +50,16 @@ class Problem:
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot be used; ``problems`` holds all that was found, in the order of the files."""
+    """The configuration cannot be used; ``problems`` holds all that was found, by file and line."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in problems))
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(in_order(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Returns the problems by file and line."""
+    return sorted(problems, key=lambda each: (each.mark.source, each.mark.line or 0, each.mark.column or 0))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

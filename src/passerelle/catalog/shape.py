@@ -73,11 +73,16 @@ class Shaper:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        # Taking annotations apart costs a millisecond; a file may hold a thousand models.
+        self._shapes: dict[type[Section], inspect.StructType] = {}
 
     def section(self, kind: type[T], node: Node, key: str, *, apart: frozenset[str] = frozenset()) -> T | None:
         """Returns ``node`` as a ``kind``, or None after recording why not. Keys in ``apart`` are left to others."""
-        shape = inspect.type_info(kind)
-        assert isinstance(shape, inspect.StructType)
+        shape = self._shapes.get(kind)
+        if shape is None:
+            found = inspect.type_info(kind)
+            assert isinstance(found, inspect.StructType)
+            shape = self._shapes[kind] = found
         try:
             made = self._struct(shape, node, key, apart)
         except Misfit:
@@ -137,7 +142,7 @@ class Shaper:
         if isinstance(node, Scalar) and node.loose and not node.text:
             return ()
         if not isinstance(node, Series):
-            self._misfit(node, key, "a list", '["a", "b"], as JSON in a variable')
+            self._misfit(node, key, "a list", accepted_items(item))
         values: list[object] = []
         sound = True
         for index, each in enumerate(node.items):
@@ -253,14 +258,16 @@ def accepted(shape: inspect.Type, extra: dict[str, object] | None = None) -> str
     if isinstance(bare, inspect.LiteralType):
         return ", ".join(str(value) for value in bare.values)
     if isinstance(bare, inspect.VarTupleType):
-        return "a list of " + ("keys and values" if _is_table(bare.item_type) else "texts")
+        return accepted_items(bare.item_type)
     if isinstance(bare, inspect.DictType | inspect.StructType):
         return "keys and values"
     return "text"
 
 
-def _is_table(shape: inspect.Type) -> bool:
-    return isinstance(described(shape)[0], inspect.StructType | inspect.DictType)
+def accepted_items(item: inspect.Type) -> str:
+    """Returns what a list of such items accepts."""
+    holds_tables = isinstance(described(item)[0], inspect.StructType | inspect.DictType)
+    return "a list of keys and values" if holds_tables else 'a list, as ["a", "b"]'
 
 
 def _range(shape: inspect.IntType | inspect.FloatType) -> str:

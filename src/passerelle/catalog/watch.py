@@ -89,7 +89,6 @@ class Watcher:
             force_polling=self._polling,
             poll_delay_ms=300,
             recursive=False,
-            raise_interrupt=False,
         )
         async for _ in changes:
             await self._look()
