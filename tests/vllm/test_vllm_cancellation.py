@@ -117,10 +117,10 @@ def test_one_that_leaves_does_not_disturb_the_other(through: Door, vllm_server: 
             results.append(Door(client).stream(COMPLETION, body | {"stream_options": {"include_usage": True}}))
 
     staying = threading.Thread(target=stay)
-    staying.start()
     leaving = completion(LONG_PROMPT, **ENDLESS) | {"stream": True}
     with through.client.stream("POST", COMPLETION, json=leaving) as left:
-        next(line for line in left.iter_lines() if line)
+        assert left.status_code == 200
+        staying.start()
         wait_until("both are decoded", lambda: vllm_server.running == 2, timeout_s=10, every_s=0.05)
     wait_until("one is left", lambda: vllm_server.running <= 1, timeout_s=FREED_WITHIN_S, every_s=0.05)
     staying.join(60)
