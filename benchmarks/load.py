@@ -44,6 +44,7 @@ def chat_body(model: str, *, chunks: int = 0, rate: int = 0) -> bytes:
     }
     if chunks:
         body["stream"] = True
+        body["max_tokens"] = chunks + 1
         body["messages"][1]["content"] = f"{QUESTION} chunks={chunks} rate={rate}"
     return json.dumps(body).encode()
 

