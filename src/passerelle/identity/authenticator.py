@@ -1,0 +1,317 @@
+"""Turns the credential of a request into a Principal; the only place that does.
+
+A key seen before is answered from memory, with no SQL statement. What keeps that true to the database:
+
+* A background task asks once a second whether any key changed (one tiny query) and forgets those that did, so a
+  revocation is seen everywhere within 5 seconds; expiry is checked against the clock on every call.
+* When the database is down, keys in memory go on for ``GRACE_S`` and unknown ones get 503, never 401: being unable to
+  check a key says nothing about the key. During that time a revocation cannot be seen.
+* The memory is keyed by the full digest of the secret. A secret is compared by ``hmac.compare_digest``, once, whether
+  or not its public id exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+
+from passerelle.domain.errors import BadRequest, Unauthenticated, Unavailable
+from passerelle.domain.principal import Principal, Scope
+from passerelle.identity.keys import Change, KeyStore
+from passerelle.identity.token import parse
+from passerelle.storage.engine import StorageError
+
+POLL_S = 1.0
+"""How often the sequence of changes is read."""
+GRACE_S = 300.0
+"""How long keys in memory go on when the database does not answer."""
+TOUCH_S = 30.0
+"""How often the times of last use are written."""
+UNKNOWN_S = 10.0
+"""How long a key that does not exist is remembered as such."""
+CACHE_SIZE = 131_072
+UNKNOWN_SIZE = 8_192
+MAX_CREDENTIAL_BYTES = 1_024
+"""No credential is longer; what is gets refused before it is hashed."""
+
+_NOBODY = bytes(32)
+"""Compared with when a public id is unknown; no secret is known to have this digest."""
+_log = logging.getLogger("passerelle.identity")
+
+
+@dataclass(slots=True)
+class _Entry:
+    public_id: str
+    principal: Principal
+    expires_at_s: float
+    key_expires_at_s: float
+
+
+@dataclass(slots=True)
+class _Memory:
+    """Keys by digest, and those known not to exist. Oldest entries go first when it is full."""
+
+    size: int
+    entries: dict[bytes, _Entry] = field(default_factory=dict)
+    digests: dict[str, set[bytes]] = field(default_factory=dict)
+    unknown: dict[tuple[str, bytes], float] = field(default_factory=dict)
+
+    def keep(self, digest: bytes, entry: _Entry) -> None:
+        self.drop_digest(digest)
+        if len(self.entries) >= self.size:
+            self.drop_digest(next(iter(self.entries)))
+        self.entries[digest] = entry
+        self.digests.setdefault(entry.principal.key_id, set()).add(digest)
+
+    def keep_unknown(self, parsed: tuple[str, bytes], until_s: float) -> None:
+        if len(self.unknown) >= UNKNOWN_SIZE:
+            del self.unknown[next(iter(self.unknown))]
+        self.unknown[parsed] = until_s
+
+    def drop_key(self, key_id: str) -> None:
+        for digest in self.digests.pop(key_id, ()):
+            del self.entries[digest]
+
+    def drop_digest(self, digest: bytes) -> None:
+        entry = self.entries.pop(digest, None)
+        if entry is not None:
+            rest = self.digests[entry.principal.key_id]
+            rest.discard(digest)
+            if not rest:
+                del self.digests[entry.principal.key_id]
+
+    def clear(self) -> None:
+        self.entries.clear()
+        self.digests.clear()
+        self.unknown.clear()
+
+
+class Authenticator:
+    """Knows callers by their keys. ``await start()`` before use, ``await aclose()`` after.
+
+    ``static_key`` is one more key, of any form (the settings say how long at least), with the right to call models and
+    no row in the database. ``clock`` gives seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        keys: KeyStore,
+        *,
+        static_key: str | None = None,
+        cache_size: int = CACHE_SIZE,
+        poll_s: float = POLL_S,
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if static_key is not None and not 0 < len(static_key.encode()) <= MAX_CREDENTIAL_BYTES:
+            raise ValueError(f"A static API key has 1 to {MAX_CREDENTIAL_BYTES} bytes.")
+        self._static_digest = None if static_key is None else hashlib.sha256(static_key.encode()).digest()
+        self._static = Principal(key_id="static", key_name="static", scopes=frozenset({Scope.INFERENCE}))
+        self._keys = keys
+        self._poll_s = poll_s
+        self._grace_s = grace_s
+        self._clock = clock
+        self._memory = _Memory(cache_size)
+        self._looking_up: dict[tuple[str, bytes], asyncio.Task[Principal | Unavailable | None]] = {}
+        self._generation = 0
+        self._position = -1
+        self._checked_at_s = -inf
+        self._touched: dict[str, int] = {}
+        self._touch_due_s = 0.0
+        self._ends: list[tuple[float, str]] = []
+        self._callbacks: list[Callable[[str], None]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts following changes. A database that is down is no error: it is asked again."""
+        self._touch_due_s = time.monotonic() + TOUCH_S
+        await self._poll()
+        self._task = asyncio.create_task(self._follow(), name="key-changes")
+
+    async def aclose(self) -> None:
+        """Stops following changes and writes the times of last use."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await asyncio.gather(*self._looking_up.values())
+        await self._touch()
+
+    def on_revoked(self, callback: Callable[[str], None]) -> None:
+        """Calls ``callback(key_id)`` on the event loop when a key was revoked or has expired, once or more."""
+        self._callbacks.append(callback)
+
+    def cached(self, token: bytes | str) -> Principal | None:
+        """Returns who holds this key if memory knows, without waiting; None says nothing about the key."""
+        parsed = parse(token)
+        if parsed is not None:
+            principal = self._remembered(parsed)
+            if principal is not None:
+                return principal
+        return self._static if self._is_static(token) else None
+
+    async def authenticate(self, authorization: bytes | None, x_api_key: bytes | None = None) -> Principal:
+        """Returns the caller, from the values of the headers ``authorization`` and ``x-api-key``.
+
+        Raises Unauthenticated (always the same one), BadRequest for two different credentials, and Unavailable when
+        the database cannot tell.
+        """
+        token = credential(authorization, x_api_key)
+        if token is None:
+            raise _unauthenticated()
+        principal = self.cached(token)
+        if principal is not None:
+            return principal
+        parsed = parse(token)
+        if parsed is None or self._memory.unknown.get(parsed, -inf) > time.monotonic():
+            raise _unauthenticated()
+        found = await self._looked_up(parsed)
+        if isinstance(found, Unavailable):
+            raise Unavailable(found.message, retry_after_s=found.retry_after_s)
+        if found is None:
+            raise _unauthenticated()
+        return found
+
+    def invalidate(self, key_id: str | None = None) -> None:
+        """Forgets one key, or all, at once in this process; the next call asks the database."""
+        self._generation += 1
+        self._memory.unknown.clear()
+        if key_id is None:
+            self._memory.clear()
+        else:
+            self._memory.drop_key(key_id)
+
+    def _remembered(self, parsed: tuple[str, bytes]) -> Principal | None:
+        public_id, digest = parsed
+        entry = self._memory.entries.get(digest)
+        if entry is None or entry.public_id != public_id:
+            return None
+        now_s = self._clock()
+        if entry.expires_at_s <= now_s or time.monotonic() - self._checked_at_s > self._grace_s:
+            return None
+        self._touched[entry.principal.key_id] = int(now_s * 1000)
+        return entry.principal
+
+    def _is_static(self, token: bytes | str) -> bool:
+        if self._static_digest is None or len(token) > MAX_CREDENTIAL_BYTES:
+            return False
+        data = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token
+        return hmac.compare_digest(hashlib.sha256(data).digest(), self._static_digest)
+
+    async def _looked_up(self, parsed: tuple[str, bytes]) -> Principal | Unavailable | None:
+        """Asks the database, once for all who wait for the same key; the question outlives a caller who leaves."""
+        task = self._looking_up.get(parsed)
+        if task is None:
+            task = asyncio.create_task(self._look_up(parsed))
+            self._looking_up[parsed] = task
+            task.add_done_callback(lambda _: self._looking_up.pop(parsed, None))
+        return await asyncio.shield(task)
+
+    async def _look_up(self, parsed: tuple[str, bytes]) -> Principal | Unavailable | None:
+        public_id, digest = parsed
+        while True:
+            generation = self._generation
+            try:
+                found = await self._keys.look_up(public_id)
+            except StorageError as error:
+                _log.warning("keys cannot be checked: %s", error.message)
+                return Unavailable("Keys cannot be checked right now; retry in a few seconds.", retry_after_s=2.0)
+            # A change that came while we asked may have made the answer stale: ask again.
+            if generation == self._generation:
+                break
+        same = hmac.compare_digest(digest, _NOBODY if found is None else found.digest)
+        if found is None or not same or found.revoked or (found.principal.expires_at or inf) <= self._clock():
+            self._memory.keep_unknown(parsed, time.monotonic() + UNKNOWN_S)
+            return None
+        principal = found.principal
+        key_end_s = inf if found.key_expires_at_s is None else found.key_expires_at_s
+        self._memory.keep(digest, _Entry(public_id, principal, principal.expires_at or inf, key_end_s))
+        self._touched[principal.key_id] = int(self._clock() * 1000)
+        if key_end_s != inf:
+            heapq.heappush(self._ends, (key_end_s, principal.key_id))
+        return principal
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            await self._poll()
+            if time.monotonic() >= self._touch_due_s:
+                self._touch_due_s = time.monotonic() + TOUCH_S
+                await self._touch()
+
+    async def _poll(self) -> None:
+        asked_at_s = time.monotonic()
+        try:
+            position = await self._keys.position()
+            changes = await self._keys.changes_after(self._position) if 0 <= self._position < position else []
+        except StorageError as error:
+            _log.warning("changes of keys cannot be followed: %s", error.message)
+        else:
+            self._checked_at_s = asked_at_s
+            self._apply(position, changes)
+        self._end_expired()
+
+    def _apply(self, position: int, changes: list[Change]) -> None:
+        if self._position < 0 or position < self._position:
+            # The first answer; or the database went back in time, because a backup was restored.
+            self.invalidate()
+        for change in changes:
+            self.invalidate(change.key_id)
+            if change.ended:
+                self._tell_ended(change.key_id)
+        self._position = position
+
+    def _end_expired(self) -> None:
+        """Ends keys whose time is over. The old secret of a rotated key is not one: the key's streams go on."""
+        now_s = self._clock()
+        while self._ends and self._ends[0][0] <= now_s:
+            _, key_id = heapq.heappop(self._ends)
+            digests = self._memory.digests.get(key_id, ())
+            if all(self._memory.entries[digest].key_expires_at_s <= now_s for digest in digests):
+                self._memory.drop_key(key_id)
+                self._tell_ended(key_id)
+
+    def _tell_ended(self, key_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        for callback in self._callbacks:
+            loop.call_soon(callback, key_id)
+
+    async def _touch(self) -> None:
+        touched, self._touched = self._touched, {}
+        try:
+            await self._keys.touch(touched)
+        except StorageError as error:
+            self._touched = touched | self._touched
+            _log.warning("last use of keys cannot be written: %s", error.message)
+
+
+def credential(authorization: bytes | None, x_api_key: bytes | None) -> bytes | None:
+    """Returns the one credential a request carries, None without one. Raises BadRequest for two that differ."""
+    bearer = None
+    if authorization is not None:
+        scheme, _, rest = authorization.strip().partition(b" ")
+        if scheme.lower() == b"bearer":
+            bearer = rest.strip() or None
+        elif scheme:
+            bearer = authorization.strip()  # another scheme is a credential too, and not one that we know
+    plain = (x_api_key or b"").strip() or None
+    if bearer is not None and plain is not None and bearer != plain:
+        raise BadRequest(
+            "Two different credentials were sent: use either 'Authorization: Bearer' or 'x-api-key'.",
+            code="conflicting_credentials",
+        )
+    return bearer or plain
+
+
+def _unauthenticated() -> Unauthenticated:
+    return Unauthenticated(
+        "The API key is missing or not valid: send one as 'Authorization: Bearer sk-pas-...'.",
+        headers=((b"www-authenticate", b"Bearer"),),
+    )
