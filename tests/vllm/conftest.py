@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.vllm.environment import BuildError, Environment, build, default_folder
-from tests.vllm.servers import MODEL, Gateway, Vllm, free_port, gateway, vllm
+from tests.vllm.servers import MODEL, Gateway, Vllm, free_port, vllm
 from tests.vllm.wire import JsonObject, Stream, read_stream
 
 HERE = Path(__file__).parent
@@ -46,34 +46,33 @@ def vllm_server(vllm_environment: Environment, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def passerelle(vllm_server: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway whose models are that vLLM: once under the name it uses itself, once under names of our own."""
-    models = f"""
-models:
-  - name: {MODEL}
-    targets: [{{url: "{vllm_server.url}/v1", engine: openai, model: {MODEL}}}]
-  - name: house-model
-    aliases: [HuggingFaceTB/SmolLM2-135M-Instruct]
-    targets: [{{url: "{vllm_server.url}/v1", engine: openai, model: {MODEL}}}]
-"""
-    with gateway(tmp_path_factory.mktemp("gateway"), models) as running:
+    targets = [_target(vllm_server.url)]
+    models = [
+        {"name": MODEL, "targets": targets},
+        {"name": "house-model", "aliases": ["HuggingFaceTB/SmolLM2-135M-Instruct"], "targets": targets},
+    ]
+    running = Gateway(tmp_path_factory.mktemp("gateway"), models)
+    with running:
+        running.wait_ready()
         yield running
 
 
 @pytest.fixture(scope="session")
 def misrouted(vllm_server: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway with one model that vLLM does not know, one whose server is not there, and one that is served twice."""
-    models = f"""
-models:
-  - name: misnamed
-    targets: [{{url: "{vllm_server.url}/v1", engine: openai, model: no-such-model}}]
-  - name: unreachable
-    targets: [{{url: "http://127.0.0.1:{free_port()}/v1", engine: openai, model: {MODEL}}}]
-  - name: half-there
-    targets:
-      - {{url: "http://127.0.0.1:{free_port()}/v1", engine: openai, model: {MODEL}, priority: 0}}
-      - {{url: "{vllm_server.url}/v1", engine: openai, model: {MODEL}, priority: 1}}
-"""
-    with gateway(tmp_path_factory.mktemp("misrouted"), models, probe="/health") as running:
+    """A gateway with a model that vLLM does not know, one whose server is not there, and one with half its servers."""
+    gone = f"http://127.0.0.1:{free_port()}"
+    models = [
+        {"name": "misnamed", "targets": [_target(vllm_server.url, model="no-such-model")]},
+        {"name": "unreachable", "targets": [_target(gone)]},
+        {"name": "half-there", "targets": [_target(gone), _target(vllm_server.url, priority=1)]},
+    ]
+    running = Gateway(tmp_path_factory.mktemp("misrouted"), models)
+    with running:
         yield running
+
+
+def _target(url: str, *, model: str = MODEL, priority: int = 0) -> dict[str, object]:
+    return {"url": f"{url}/v1", "engine": "openai", "model": model, "priority": priority}
 
 
 class Door:

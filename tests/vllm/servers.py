@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,19 +9,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.harness.gateway import GatewayProcess
 from tests.vllm.environment import Environment
 
 MODEL = "smollm2"
 MAX_MODEL_LEN = 2048
 VLLM_START_TIMEOUT_S = 300.0
-GATEWAY_START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 _SAMPLE = re.compile(r"^(?P<name>[^{ ]+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
@@ -69,41 +68,37 @@ class Vllm:
         return int(self.metric("vllm:num_requests_running") + self.metric("vllm:num_requests_waiting"))
 
 
-@dataclass
-class Gateway:
-    """A running gateway. ``key`` is its administrator's key; ``home`` its PASSERELLE_HOME."""
+class Gateway(GatewayProcess):
+    """A running gateway."""
 
-    url: str
-    home: Path
-    config: Path
-    log: Path
-    key: str
-    environment: dict[str, str]
+    def __init__(self, folder: Path, models: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(folder / "home", {"models": models}, environ={"PYTHONPATH": str(SOURCE)})
 
-    def usage_rows(self) -> list[dict[str, Any]]:
-        """Returns what ``passerelle usage --json`` says, one row per call."""
+    def command(self, *arguments: str) -> str:
+        """Runs a ``passerelle`` command on this gateway's home and returns what it prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "passerelle", "usage", "--json"],
-            env=self.environment,
+            [sys.executable, "-m", "passerelle", *arguments],
+            env=os.environ | {"PASSERELLE_HOME": str(self.home), "PYTHONPATH": str(SOURCE)},
             cwd=self.home,
             capture_output=True,
             text=True,
-            check=True,
             timeout=30,
+            check=False,
         )
-        rows = json.loads(done.stdout)
-        return list(rows)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def usage_row(self, request_id: str, *, timeout_s: float = 10.0) -> dict[str, Any]:
         """Waits for the row of one call (rows are written in batches) and returns it."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = [row for row in self.usage_rows() if row["request_id"] == request_id]
-            if found:
-                assert len(found) == 1, f"{len(found)} usage rows for one call"
-                return found[0]
-            assert time.monotonic() < deadline, f"no usage row for {request_id} within {timeout_s} s"
-            time.sleep(0.2)
+        found: list[dict[str, Any]] = []
+
+        def written() -> bool:
+            found[:] = [row for row in self.usage_rows() if row["request_id"] == request_id]
+            return bool(found)
+
+        wait_until(f"the usage row of {request_id}", written, timeout_s=timeout_s)
+        (row,) = found
+        return row
 
 
 @contextmanager
@@ -122,25 +117,6 @@ def vllm(environment: Environment, folder: Path) -> Iterator[Vllm]:
     with _running([str(part) for part in command], variables, folder, log) as process:
         start_s = _wait_for(f"{url}/health", process, log, VLLM_START_TIMEOUT_S)
         yield Vllm(url, log, start_s)
-
-
-@contextmanager
-def gateway(folder: Path, models: str, *, probe: str = "/ready") -> Iterator[Gateway]:
-    """Runs ``passerelle serve`` with these models, YAML, until the block ends; ``probe`` answers 200 when it is up."""
-    home = folder / "home"
-    home.mkdir(parents=True)
-    config = folder / "passerelle.yaml"
-    config.write_text(models)
-    log = folder / "gateway.log"
-    port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PASSERELLE_")}
-    variables = inherited | {"PASSERELLE_HOME": str(home), "PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-m", "passerelle", "serve", "--config", str(config), "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with _running(command, variables, folder, log) as process:
-        _wait_for(f"{url}{probe}", process, log, GATEWAY_START_TIMEOUT_S)
-        key = (home / "admin.key").read_text().strip()
-        yield Gateway(url, home, config, log, key, variables)
 
 
 @contextmanager
