@@ -42,6 +42,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from passerelle.domain.errors import Overloaded, PasserelleError
 
+_MIN_WEIGHT = 1e-3
+
 OnPosition = Callable[[int, float | None], None]
 """Hears a waiter's place (1 is next) and the seconds until its turn, None while no rate is known."""
 
@@ -343,8 +345,8 @@ class FairQueue:
     ) -> Lease:
         """Returns a lease, after waiting for one if need be.
 
-        ``weight`` is the key's among its organisation's, ``organisation_weight`` that among organisations, both above
-        0. ``cost`` is what the request takes of a flow's share (1, or tokens: alike for all). ``deadline`` is monotonic
+        ``weight`` is the key's among its organisation's, ``organisation_weight`` that among organisations; a thousandth
+        at least. ``cost`` is what the request takes of a flow's share (1, or tokens: alike for all). ``deadline`` is monotonic
         seconds. ``on_position`` is called at once when the request has to wait, and about once a second from then on;
         it must not call back into the queue.
 
@@ -353,6 +355,7 @@ class FairQueue:
         lease = self.try_acquire()
         if lease is not None:
             return lease
+        weight, organisation_weight = max(weight, _MIN_WEIGHT), max(organisation_weight, _MIN_WEIGHT)
         waiter = self._enter(flow, weight, organisation_weight, priority, deadline, cost)
         if on_position is not None:
             self._watch(waiter, on_position)

@@ -44,15 +44,16 @@ class Candidates(list["TargetState"]):
     """Targets of one tier that can take a request now; a list whose ``in`` does not search.
 
     ``members`` are all targets of the tier, usable or not: what hash rings are built of, the same tuple until a reload.
-    ``version`` changes whenever who is in the list changes. ``outstanding`` and ``weight`` are sums over the list.
+    ``present`` are those in the list, as a set. ``version`` changes whenever who is in the list changes.
+    ``outstanding`` and ``weight`` are sums over the list.
     The order means nothing.
     """
 
-    __slots__ = ("_present", "members", "outstanding", "tier", "version", "weight")
+    __slots__ = ("members", "outstanding", "present", "tier", "version", "weight")
 
     def __init__(self, states: Iterable[TargetState] = (), *, tier: int = 0) -> None:
         super().__init__(states)
-        self._present = set(self)
+        self.present = set(self)
         self.tier = tier
         self.members: tuple[TargetState, ...] = tuple(self)
         self.version: object = object()
@@ -60,13 +61,13 @@ class Candidates(list["TargetState"]):
         self.weight = sum(state.weight for state in self)
 
     def __contains__(self, state: object) -> bool:
-        return state in self._present
+        return state in self.present
 
     def enter(self, state: TargetState) -> None:
         """Puts ``state`` in; in constant time."""
         state.position = len(self)
         self.append(state)
-        self._present.add(state)
+        self.present.add(state)
         self.outstanding += state.outstanding
         self.weight += state.weight
         self.version = object()
@@ -78,7 +79,7 @@ class Candidates(list["TargetState"]):
             self[state.position] = last
             last.position = state.position
         state.position = -1
-        self._present.discard(state)
+        self.present.discard(state)
         self.outstanding -= state.outstanding
         self.weight -= state.weight
         self.version = object()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -420,6 +421,40 @@ def test_the_announced_order_is_the_order(data: st.DataObject) -> None:
         assert bench.granted[before:] == expected
 
     asyncio.run(run())
+
+
+async def test_the_event_loop_keeps_the_time_by_default() -> None:
+    """Without a clock of ours, places are announced and deadlines kept by the running loop."""
+    queue = FairQueue(1, 10, rules=QueueRules(position_every_s=0.01))
+    lease = queue.try_acquire()
+    assert lease is not None
+    again = asyncio.Event()
+    places: list[int] = []
+
+    def heard(place: int, eta_s: float | None) -> None:
+        places.append(place)
+        if len(places) == 3:
+            again.set()
+
+    flow = FlowKey("o", "k")
+    patient = asyncio.create_task(queue.acquire(flow, on_position=heard))
+    await asyncio.wait_for(again.wait(), 5.0)
+    assert set(places) == {1}
+    with pytest.raises(Overloaded):
+        await queue.acquire(flow, deadline=time.monotonic() + 0.02)
+    lease.release()
+    (await patient).release()
+    assert (queue.active, queue.waiting) == (0, 0)
+
+
+async def test_a_weight_of_zero_still_gets_a_turn() -> None:
+    """A key of no weight is last, not lost."""
+    bench = Bench()
+    await bench.ask("running")
+    await bench.ask("nobody", key="n", weight=0.0)
+    await bench.ask("some", key="s")
+    await bench.empty()
+    assert sorted(bench.granted) == ["nobody", "running", "some"]
 
 
 async def test_resizing_takes_effect_at_once() -> None:

@@ -15,16 +15,14 @@ next on the ring is asked. The bounds add up to more than there is, so somebody 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from itertools import pairwise
 from zlib import crc32
 
 from passerelle.gateway.policies.base import RoutingHint
 from passerelle.gateway.policies.least_busy import LeastBusy
-from passerelle.gateway.policies.ring import Rings, spread
+from passerelle.gateway.policies.ring import Rings
 from passerelle.gateway.targets import Candidates, TargetState
 
-_LENGTHS = (256, 1024, 4096)
+_NEAR, _FAR = 256, (1024, 4096)
 _REMEMBERED = 16_384
 
 
@@ -35,53 +33,55 @@ class PrefixAffine:
         self._bound = bound
         self._rings = Rings()
         self._without = LeastBusy()
-        self._seen: OrderedDict[int, TargetState] = OrderedDict()
+        # Two generations: what was not asked for while the younger filled up is forgotten with the older.
+        self._seen: dict[int, TargetState] = {}
+        self._seen_before: dict[int, TargetState] = {}
 
     def pick(self, candidates: Candidates, hint: RoutingHint) -> TargetState:
         """Returns the target with the longest known prefix, else the ring's, else the least busy."""
-        if not hint.prefix:
+        prefix = hint.prefix
+        if not prefix:
             return self._without.pick(candidates, hint)
-        keys = _keys(hint.prefix)
         # What a target may have for each unit of weight, this request included.
         room = self._bound * (candidates.outstanding + 1) / candidates.weight
-        chosen = self._remembered(keys, candidates, room)
-        if chosen is None:
-            chosen = self._on_ring(keys[0], candidates, room) or self._without.pick(candidates, hint)
+        near = crc32(prefix[:_NEAR])
+        if len(prefix) < _FAR[0]:
+            return self._on_ring(near, candidates, room) or self._without.pick(candidates, hint)
+        keys = _far_keys(prefix, near)
+        chosen = (
+            self._remembered(keys, candidates, room)
+            or self._on_ring(near, candidates, room)
+            or self._without.pick(candidates, hint)
+        )
         self._remember(keys, chosen)
         return chosen
 
-    def _remembered(self, keys: list[int], candidates: Candidates, room: float) -> TargetState | None:
-        # The shortest length is the ring's: remembering it too would pin a system prompt to where it spilled over once.
-        for key in reversed(keys[1:]):
-            state = self._seen.get(key)
-            if state is not None and state in candidates and state.outstanding < room * state.weight:
-                return state
-        return None
-
     def _on_ring(self, key: int, candidates: Candidates, room: float) -> TargetState | None:
-        for state in self._rings.of(candidates).walk(spread(key + 1), candidates):
-            if state.outstanding < room * state.weight:
+        return self._rings.of(candidates).find(key, candidates, room)
+
+    def _remembered(self, keys: list[int], candidates: Candidates, room: float) -> TargetState | None:
+        # The first 256 bytes are the ring's: remembered too, they would pin a system prompt to where it spilled once.
+        for key in keys:
+            state = self._seen.get(key) or self._seen_before.get(key)
+            if state is not None and state in candidates.present and state.outstanding < room * state.weight:
                 return state
         return None
 
     def _remember(self, keys: list[int], state: TargetState) -> None:
-        # A shorter prefix that many share keeps its place when one of them spills over; the longest goes along.
-        seen = self._seen
+        seen, before = self._seen, self._seen_before
+        seen[keys[0]] = state
+        # A shorter prefix that many share keeps its place when one of them spills over; the longest went along.
         for key in keys[1:]:
-            if key is keys[-1] or key not in seen:
-                seen[key] = state
-            seen.move_to_end(key)
-        while len(seen) > _REMEMBERED:
-            seen.popitem(last=False)
+            if key not in seen:
+                seen[key] = before.get(key, state)
+        if len(seen) > _REMEMBERED // 2:
+            self._seen, self._seen_before = {}, seen
 
 
-def _keys(prefix: bytes) -> list[int]:
-    """Returns a number for each of the lengths that ``prefix`` reaches, shortest first; the number holds the length."""
-    sofar = crc32(prefix[: _LENGTHS[0]])
-    keys = [sofar]
-    for start, end in pairwise(_LENGTHS):
-        if len(prefix) < end:
-            break
-        sofar = crc32(prefix[start:end], sofar)
-        keys.append(end << 32 | sofar)
+def _far_keys(prefix: bytes, sofar: int) -> list[int]:
+    """Returns a number for each longer length that ``prefix`` reaches, longest first; it holds the length as well."""
+    sofar = crc32(prefix[_NEAR : _FAR[0]], sofar)
+    keys = [_FAR[0] << 32 | sofar]
+    if len(prefix) >= _FAR[1]:
+        keys.insert(0, _FAR[1] << 32 | crc32(prefix[_FAR[0] : _FAR[1]], sofar))
     return keys

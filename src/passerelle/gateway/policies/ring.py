@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
+from math import inf
 
 from passerelle.gateway.targets import Candidates, TargetState
 
@@ -19,14 +20,7 @@ _POINTS = 64
 _ALL_POINTS = 32_768
 _INDEX_BITS = 20
 _STEPS = 128
-_MASK = (1 << 64) - 1
-
-
-def spread(number: int) -> int:
-    """Returns a 64-bit number whose bits all depend on those of ``number`` (the finaliser of SplitMix64)."""
-    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    number = (number ^ (number >> 27)) * 0x94D049BB133111EB & _MASK
-    return number ^ (number >> 31)
+_LOW = (1 << _INDEX_BITS) - 1
 
 
 class Ring:
@@ -39,26 +33,26 @@ class Ring:
         while unit > 1 and unit * total > _ALL_POINTS:
             unit //= 2
         # A point and its owner in one integer: the owner's index in the lowest bits, so one sorted list is enough.
-        low = (1 << _INDEX_BITS) - 1
         self._points = sorted(
-            (point & ~low) | index
+            (point & ~_LOW) | index
             for index, state in enumerate(members)
             for point in islice(_points(state.id), unit * state.weight)
         )
 
-    def walk(self, key: int, candidates: Candidates) -> Iterator[TargetState]:
-        """Yields candidates in the order in which ``key`` (64 bits) falls to them, some perhaps more than once.
+    def find(self, key: int, candidates: Candidates, room: float = inf) -> TargetState | None:
+        """Returns the first candidate that ``key`` (32 bits, evenly spread) falls to and that has room.
 
-        Ends after a bounded number of steps; whoever finds nobody fitting chooses another way.
+        ``room`` is how many requests a target may have for each unit of its weight, one more included. After a bounded
+        number of steps the answer is None, and the caller chooses another way.
         """
-        points, members = self._points, self.members
-        low = (1 << _INDEX_BITS) - 1
-        at = bisect_left(points, key)
+        points, members, present = self._points, self.members, candidates.present
+        at = bisect_left(points, key << 32)
         count = len(points)
         for step in range(at, at + min(count, _STEPS)):
-            state = members[points[step % count] & low]
-            if state in candidates:
-                yield state
+            state = members[points[step if step < count else step - count] & _LOW]
+            if state in present and state.outstanding < room * state.weight:
+                return state
+        return None
 
 
 class Rings:

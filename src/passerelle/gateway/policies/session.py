@@ -9,7 +9,7 @@ from zlib import crc32
 
 from passerelle.gateway.policies.base import RoutingHint
 from passerelle.gateway.policies.least_busy import LeastBusy
-from passerelle.gateway.policies.ring import Rings, spread
+from passerelle.gateway.policies.ring import Rings
 from passerelle.gateway.targets import Candidates, TargetState
 
 
@@ -24,7 +24,5 @@ class Session:
         """Returns the session's target, or the least busy one for a request without session."""
         if hint.session is None:
             return self._without.pick(candidates, hint)
-        key = spread(crc32(hint.session.encode("utf-8", "surrogatepass")) + 1)
-        for state in self._rings.of(candidates).walk(key, candidates):
-            return state
-        return self._without.pick(candidates, hint)
+        key = crc32(hint.session.encode("utf-8", "surrogatepass"))
+        return self._rings.of(candidates).find(key, candidates) or self._without.pick(candidates, hint)
