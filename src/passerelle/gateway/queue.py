@@ -346,8 +346,8 @@ class FairQueue:
         """Returns a lease, after waiting for one if need be.
 
         ``weight`` is the key's among its organisation's, ``organisation_weight`` that among organisations; a thousandth
-        at least. ``cost`` is what the request takes of a flow's share (1, or tokens: alike for all). ``deadline`` is monotonic
-        seconds. ``on_position`` is called at once when the request has to wait, and about once a second from then on;
+        at least. ``cost`` is what the request takes of a flow's share (1, or tokens: alike for all). ``deadline`` is
+        monotonic seconds. ``on_position`` is called at once when the request has to wait, and about once a second then;
         it must not call back into the queue.
 
         Raises Overloaded when there is no place, when a lighter flow takes it, or when the deadline passes.
