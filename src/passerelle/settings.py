@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from passerelle.catalog.compile import CATALOG_KEYS, prepare
+from passerelle.catalog.compile import CATALOG_KEYS, examine
 from passerelle.catalog.document import Document
 from passerelle.catalog.holder import Reloaded
 from passerelle.catalog.node import Entry, Scalar
@@ -222,19 +222,14 @@ def load_configuration(
     config = find_config(config, environ, home)
     document = gather(config, environ, given)
     _add_conventional(document, environ)
-    problems: list[Problem] = []
     shaper = Shaper()
     keys = shaper.section(ConfigurationFile, document.root, "", apart=CATALOG_KEYS)
-    problems.extend(shaper.problems)
-    snapshot: Snapshot | None = None
-    try:
-        snapshot = prepare(document)
-    except ConfigurationError as error:
-        problems.extend(error.problems)
-    if keys is None or snapshot is None or problems:
-        raise ConfigurationError(problems)
+    models, problems = examine(document)
+    problems = [*shaper.problems, *problems]
+    if keys is None or problems:
+        raise ConfigurationError(problems, document.files)
     settings = Settings(home=home, **{name: getattr(keys, name) for name in Keys.__struct_fields__})
-    return Configuration(settings, snapshot, config, document.files)
+    return Configuration(settings, Snapshot.of(models), config, document.files)
 
 
 def load_settings(

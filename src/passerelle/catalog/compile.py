@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from passerelle.catalog.document import Document
 from passerelle.catalog.node import Node, Series, Table, place
-from passerelle.catalog.problem import ConfigurationError, Mark, nearest, one_line
+from passerelle.catalog.problem import MAX_HINTS, ConfigurationError, Mark, Problem, nearest, one_line
 from passerelle.catalog.schema import DEFAULT_MODELS, ENGINES, OPTIONS, ModelSection, TargetSection
 from passerelle.catalog.shape import Shaper
 from passerelle.catalog.snapshot import Snapshot
@@ -42,12 +41,17 @@ def prepare(document: Document) -> Snapshot:
 
     Every problem found while reading it counts too. Raises ConfigurationError with all problems.
     """
+    models, problems = examine(document)
+    if problems:
+        raise ConfigurationError(problems, document.files)
+    return Snapshot.of(models)
+
+
+def examine(document: Document) -> tuple[list[Model], list[Problem]]:
+    """Returns the sound models of ``document``, and all problems of it and of the rest."""
     compiler = _Compiler(document)
     models = compiler.models()
-    problems = [*document.problems, *compiler.shaper.problems]
-    if problems:
-        raise ConfigurationError(problems)
-    return Snapshot.of(models)
+    return models, [*document.problems, *compiler.shaper.problems]
 
 
 class _Compiler:
@@ -207,7 +211,7 @@ class _Compiler:
         return given
 
     def _ca_file(self, mark: Mark, key: str, written: str) -> str:
-        path = self._document.directory / Path(written).expanduser()
+        path = self._document.directory / written
         if not path.is_file():
             self.shaper.report(mark, key, f"there is no file '{one_line(str(path))}'", "a PEM file")
         return str(path)
@@ -240,8 +244,9 @@ class _Compiler:
             key = f"{each.key}.fallbacks.{reason}[{index}]"
             model = self._declared.get(name)
             if model is None:
-                message = f"there is no model '{name}'{nearest(name, self._declared)}"
-                self.shaper.report(mark, key, message, _few(self._declared.values()))
+                hint = nearest(name, self._declared) if len(self.shaper.problems) < MAX_HINTS else ""
+                accepted = _few(self._declared.values()) if len(self.shaper.problems) < MAX_HINTS else None
+                self.shaper.report(mark, key, f"there is no model '{name}'{hint}", accepted)
             elif self._kinds.get(model, each.section.kind) is not each.section.kind:
                 message = f"the model '{name}' is of kind '{self._kinds[model]}', this one of '{each.section.kind}'"
                 self.shaper.report(mark, key, message)

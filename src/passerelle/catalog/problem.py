@@ -6,9 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHOWN_CHARACTERS = 200
+MAX_PROBLEMS = 1000
+MAX_HINTS = 100
+"""After this many problems no near names are looked for: among thousands each costs milliseconds."""
 
 
 def one_line(text: str) -> str:
@@ -50,10 +54,19 @@ class Problem:
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot be used; ``problems`` holds all that was found, by file and line."""
+    """The configuration cannot be used.
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(in_order(problems))
+    ``problems`` holds all that was found, by file and line; past a thousand, the last says how many were left out.
+    ``files`` are those it was read from as far as that was known: a change in one of them may mend it.
+    """
+
+    def __init__(self, problems: Iterable[Problem], files: tuple[Path, ...] = ()) -> None:
+        found = in_order(problems)
+        if len(found) > MAX_PROBLEMS:
+            rest = f"and {len(found) - MAX_PROBLEMS:,} further problems"
+            found = [*found[:MAX_PROBLEMS], Problem(found[MAX_PROBLEMS].mark, "", rest)]
+        self.problems = tuple(found)
+        self.files = files
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

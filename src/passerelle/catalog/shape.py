@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from passerelle.catalog.node import Broken, Node, Scalar, Series, Table, is_null
-from passerelle.catalog.problem import Mark, Problem, nearest, one_line
+from passerelle.catalog.problem import MAX_HINTS, Mark, Problem, nearest, one_line
 
 T = TypeVar("T", bound="Section")
 
@@ -96,12 +96,13 @@ class Shaper:
 
     def _struct(self, shape: inspect.StructType, node: Node, key: str, apart: frozenset[str]) -> object:
         table = self._table(node, key)
-        known = {field.encode_name: field for field in shape.fields}
+        known = {field.encode_name: field for field in sorted(shape.fields, key=lambda field: field.encode_name)}
         sound = True
         for name, entry in table.entries.items():
             if name not in known:
-                message = f"unknown key '{one_line(name)}'{nearest(name, known)}"
-                self.report(entry.mark, _join(key, name), message, ", ".join(sorted(known)))
+                hint = nearest(name, known) if len(self.problems) < MAX_HINTS else ""
+                message = f"unknown key '{one_line(name)}'{hint}"
+                self.report(entry.mark, _join(key, name), message, ", ".join(known))
                 sound = False
         values: dict[str, object] = {}
         for name, field in known.items():

@@ -94,14 +94,14 @@ def _add_models_file(document: Document, environ: Mapping[str, str]) -> None:
     if not isinstance(node, Scalar) or not node.text:
         document.problems.append(Problem(node.mark, "models_file", "expected the path of a file"))
         return
-    path = document.directory / Path(node.text).expanduser()
+    path = document.directory / node.text
+    document.files = (*document.files, path)
     try:
         table = read_document(path, environ)
     except ConfigurationError as error:
         document.problems.extend(error.problems)
         return
     document.problems.extend(table.problems)
-    document.files = (*document.files, path)
     document.created = max(document.created, table.created)
     _append_models(document, routed_models(table.root, document.problems))
 

@@ -106,6 +106,7 @@ class Watcher:
         except ConfigurationError as error:
             refused = ReloadError.of(error, time.time())
             self._catalog.refuse(refused)
+            self._watch_also(error.files)
             for problem in refused.problems:
                 _log.error("the new configuration is not used: %s", problem)
             return refused
@@ -116,13 +117,19 @@ class Watcher:
             return refused
         if fresh.files != self._files:
             self._files = fresh.files
-            self._seen = _state(fresh.files)
+            self._seen = ()  # read once more: a new file may have changed since
         self._catalog.restart_keys = fresh.restart_keys
         installed = self._catalog.swap(fresh.snapshot)
         _log.info("the configuration was loaded, generation %d", installed.generation)
         if fresh.restart_keys:
             _log.warning("these settings changed and need a restart: %s", ", ".join(fresh.restart_keys))
         return None
+
+    def _watch_also(self, files: tuple[Path, ...]) -> None:
+        """Follows the files that a refused configuration named: the mistake may be mended there."""
+        more = tuple(path for path in files if path not in self._files)
+        self._files += more
+        self._seen += _state(more)
 
 
 def _state(files: Sequence[Path]) -> tuple[object, ...]:

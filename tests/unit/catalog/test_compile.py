@@ -14,6 +14,7 @@ from passerelle.catalog.problem import ConfigurationError
 from passerelle.catalog.snapshot import Snapshot
 from passerelle.catalog.sources import gather
 from passerelle.domain.model import Fallbacks, ModelKind, Timeouts
+from passerelle.settings import load_configuration
 
 
 def compiled(folder: Path, text: str, environ: dict[str, str] | None = None) -> Snapshot:
@@ -280,6 +281,16 @@ def test_different_reasons_may_point_at_each_other(tmp_path: Path) -> None:
         "- {name: b, targets: [{engine: llamacpp}], fallbacks: {overload: [a]}}",
     )
     assert snapshot.models["a"].fallbacks.context == ("b",)
+
+
+def test_a_flood_of_problems_ends(tmp_path: Path) -> None:
+    """Ten thousand mistakes are a thousand lines and a count."""
+    lines = problems(tmp_path, "models: [" + "{a: b}," * 5000 + "]")
+    assert len(lines) == 1001
+    assert lines[-1].endswith("and 14,000 further problems")
+    with pytest.raises(ConfigurationError) as caught:
+        load_configuration(tmp_path / "c.yaml", {"HOME": str(tmp_path)})
+    assert str(caught.value.problems[-1]).endswith("and 14,000 further problems")
 
 
 def test_no_models_at_all_is_allowed_when_written(tmp_path: Path) -> None:

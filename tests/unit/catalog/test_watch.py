@@ -164,6 +164,16 @@ async def test_a_second_file_is_watched_as_soon_as_it_is_named(config: Path, tmp
         await until(lambda: watched.catalog.current.models["albert"].targets[0].url == "http://two:1/v1")
 
 
+async def test_a_file_that_is_named_before_it_exists_is_waited_for(config: Path, tmp_path: Path) -> None:
+    """The configuration is refused while the table is missing, and taken as soon as it is there."""
+    async with Watched(config).running_watcher() as watched:
+        config.write_text(text("a", extra="models_file: table.json\n"))
+        await until(lambda: watched.catalog.last_error is not None)
+        (tmp_path / "table.json").write_text('{"s": {"hf_repo_id": "x/y", "model_host": "h", "model_port": 1}}')
+        await until(lambda: watched.names() == ("a", "s"))
+        assert watched.catalog.last_error is None
+
+
 async def test_settings_that_need_a_restart_are_named(config: Path) -> None:
     """A new port does not move the listener; it is reported, the models are swapped all the same."""
     async with Watched(config, live=frozenset({"logging"})).running_watcher() as watched:
