@@ -276,7 +276,10 @@ class ManagedChild:
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
         last = self._last_lines[-1] if self._last_lines else "it said nothing"
-        return last if status == EXIT_BAD_ASSIGNMENT else f"exited with status {status}: {last}"
+        if status == EXIT_BAD_ASSIGNMENT:
+            return last
+        errors = [line.split(" E ", 1)[1] for line in self._last_lines if " E " in line]  # llama.cpp's own log
+        return "; ".join([f"exited with status {status}", last, *errors[:1]])
 
     async def _drain(self, stderr: asyncio.StreamReader) -> None:
         rest = b""

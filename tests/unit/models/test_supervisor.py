@@ -260,7 +260,9 @@ async def test_the_engine_says_why_a_whole_but_senseless_model_does_not_load(tmp
     file.write_bytes(gguf_bytes())
     async with running(llamacpp_spec("m", file)) as (_, states):
         await until(lambda: any(state.phase is ChildPhase.BACKOFF for state in states))
-        assert "llama.cpp could not" in next(state.why for state in states if state.phase is ChildPhase.BACKOFF)
+        why = next(state.why for state in states if state.phase is ChildPhase.BACKOFF)
+        assert "llama.cpp could not start" in why
+        assert "llama.embedding_length" in why
 
 
 def test_two_children_of_one_name_are_refused() -> None:
