@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -200,12 +201,16 @@ class Settings(Keys, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """All that was configured. ``files`` are what it was read from, to be watched; ``config`` is the main one."""
+    """All that was configured.
+
+    ``files`` are what it was read from, to be watched; ``config`` is the main one; ``flags`` are the options.
+    """
 
     settings: Settings
     snapshot: Snapshot
     config: Path | None
     files: tuple[Path, ...]
+    flags: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def load_configuration(
@@ -229,7 +234,7 @@ def load_configuration(
     if keys is None or problems:
         raise ConfigurationError(problems, document.files)
     settings = Settings(home=home, **{name: getattr(keys, name) for name in Keys.__struct_fields__})
-    return Configuration(settings, Snapshot.of(models), config, document.files)
+    return Configuration(settings, Snapshot.of(models), config, document.files, MappingProxyType(dict(flags or {})))
 
 
 def load_settings(
@@ -271,19 +276,18 @@ def find_config(given: Path | None, environ: Mapping[str, str], home: Path) -> P
 def reloader(
     running: Configuration,
     environ: Mapping[str, str],
-    flags: Mapping[str, object] | None = None,
     *,
     live: frozenset[str] = frozenset(),
     on_settings: Callable[[Settings], None] | None = None,
 ) -> Callable[[], Reloaded]:
-    """Returns what reads the files of ``running`` anew, for `passerelle.catalog.watch.Watcher`.
+    """Returns what reads the files of ``running`` anew, with the same options, for `passerelle.catalog.watch.Watcher`.
 
     ``live`` names sections that ``on_settings`` applies while running (it is called in the thread that reads); changes
     in all others are reported as waiting for a restart.
     """
 
     def load() -> Reloaded:
-        fresh = load_configuration(running.config, environ, flags)
+        fresh = load_configuration(running.config, environ, running.flags)
         waiting = tuple(
             key for key in changed_keys(running.settings, fresh.settings) if key.partition(".")[0] not in live
         )

@@ -18,6 +18,7 @@ from passerelle.settings import (
     find_config,
     load_configuration,
     load_settings,
+    reloader,
 )
 
 
@@ -191,6 +192,17 @@ def test_changed_keys_names_each(home: Path) -> None:
     assert changed_keys(before, after) == ("server.host", "server.port", "database")
     assert changed_keys(before, before) == ()
     assert {key.partition(".")[0] for key in changed_keys(before, after)} <= set(Keys.__struct_fields__)
+
+
+def test_a_reload_reads_with_the_same_options(home: Path) -> None:
+    """What an option set is no change; what the file says anew is."""
+    path = home / "c.yaml"
+    path.write_text("server: {port: 1}\n")
+    running = load_configuration(path, {}, {"server.port": 9000, "home": str(home)})
+    reload = reloader(running, {})
+    assert reload().restart_keys == ()
+    path.write_text("server: {port: 2, host: 0.0.0.0}\n")
+    assert reload().restart_keys == ("server.host",)
 
 
 def test_the_example_is_sound() -> None:
