@@ -12,7 +12,7 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from passerelle.catalog.document import Document
-from passerelle.catalog.node import Node, Series, Table, place
+from passerelle.catalog.node import Node, Scalar, Series, Table, place
 from passerelle.catalog.problem import MAX_HINTS, ConfigurationError, Mark, Problem, nearest, one_line
 from passerelle.catalog.schema import DEFAULT_MODELS, ENGINES, OPTIONS, ModelSection, TargetSection
 from passerelle.catalog.shape import Shaper
@@ -91,8 +91,6 @@ class _Compiler:
 
     def _claim_unsound(self, node: Node) -> None:
         """Notes the names of a model that has problems of its own, so that references to it raise no others."""
-        from passerelle.catalog.node import Scalar
-
         name = node.get("name") if isinstance(node, Table) else None
         if not isinstance(name, Scalar):
             return
@@ -106,7 +104,7 @@ class _Compiler:
         """Takes the model's names; a name has one owner."""
         section = each.section
         self._kinds.setdefault(section.name, section.kind)
-        claims = [(section.name, ("name",))]
+        claims: list[tuple[str, tuple[str | int, ...]]] = [(section.name, ("name",))]
         own = {section.name}
         for index, alias in enumerate(section.aliases):
             if alias in own:
@@ -114,7 +112,7 @@ class _Compiler:
                 self.shaper.report(each.mark("aliases", index), key, f"the name '{alias}' is already this model's")
                 continue
             own.add(alias)
-            claims.append((alias, ("aliases", index)))  # type: ignore[arg-type]
+            claims.append((alias, ("aliases", index)))
         for name, path in claims:
             mark = each.mark(*path)
             if name in self._places:
