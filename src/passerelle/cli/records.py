@@ -1,0 +1,59 @@
+"""Runs a command on the database that the settings name, beside a running ``passerelle serve`` or without one."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from passerelle.catalog.problem import ConfigurationError
+from passerelle.domain.errors import PasserelleError
+from passerelle.settings import from_process
+from passerelle.storage.engine import Database, StorageError, open_database
+from passerelle.storage.migrations import upgrade
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The configuration file; looked for when left out."),
+]
+HomeOption = Annotated[Path | None, typer.Option("--home", metavar="FOLDER", help="The folder that holds everything.")]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="The database; that of the settings when left out.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def on_database(
+    config: Path | None, home: Path | None, database: str | None, work: Callable[[Database], Awaitable[T]]
+) -> T:
+    """Opens the database, brings its schema up to date, and returns what ``work`` returns.
+
+    Errors end the command: one line on standard error, exit code 2.
+    """
+    flags = {"home": None if home is None else str(home), "database": database}
+    try:
+        settings = from_process(config, flags).settings
+        return asyncio.run(_run(settings.database, settings.home, work))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+    except StorageError as error:
+        print(error.message, file=sys.stderr)
+    except PasserelleError as error:
+        print(error.message, file=sys.stderr)
+    raise typer.Exit(2)
+
+
+async def _run(url: str, home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
+    database = open_database(url, home)
+    try:
+        await upgrade(database)
+        return await work(database)
+    finally:
+        await database.aclose()
