@@ -69,11 +69,11 @@ def test_tokens_there_and_back(server: Any) -> None:
             ("--data-binary", '{"model":"missing","messages":[{"role":"user","content":"x"}]}'),
             404,
         ),
-        ("/v1/models", ("-H", "Authorization: Bearer wrong"), 400),
+        ("/v1/models", ("-H", "x-api-key: wrong"), 400),
     ],
 )
 def test_every_error_is_in_the_envelope(server: Any, path: str, options: tuple[str, ...], status: int) -> None:
-    """404, 405 and 400 too, with the request's id in the body and in the head; two keys contradict each other."""
+    """404, 405 and 400 too, with the request's id in body and head; two different keys contradict each other."""
     found, head, text = curl(server, path, *options)
     assert found == status
     error = json.loads(text)["error"]
