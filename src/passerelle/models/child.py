@@ -72,6 +72,16 @@ def usable_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def wait_asleep() -> None:
+    """Makes the engine's OpenMP threads sleep while they wait for each other; call it before the engine is imported.
+
+    By default they spin. Where anything else runs on the same processors (the gateway does) a thread then spins while
+    the one it waits for has no processor. Measured on two processors at a load of 8: 1 token/s spinning, 40 asleep.
+    OMP_WAIT_POLICY in the environment wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _tie_to_parent(parent_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains first
     if sys.platform == "linux":

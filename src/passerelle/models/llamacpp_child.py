@@ -12,7 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from passerelle.models.child import EXIT_PORT_TAKEN, HOST, Assignment, refuse, take_assignment, usable_processors
+from passerelle.models.child import (
+    EXIT_PORT_TAKEN,
+    HOST,
+    Assignment,
+    refuse,
+    take_assignment,
+    usable_processors,
+    wait_asleep,
+)
 from passerelle.models.gguf import NotGguf, read_gguf
 from passerelle.models.supervisor import ChildSpec, default_memory_limit_bytes
 
@@ -78,6 +86,7 @@ def main() -> None:
 
 def serve(assignment: Assignment, settings: LlamaCppSettings) -> None:
     """Loads the model and serves it on the assigned port; never returns."""
+    wait_asleep()
     import xllamacpp
 
     params = xllamacpp.CommonParams()
