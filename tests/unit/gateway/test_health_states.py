@@ -378,6 +378,19 @@ def test_a_target_comes_back_by_its_trial() -> None:
     assert sick.health.why == "serves"
 
 
+def test_a_trial_whose_caller_leaves_is_offered_again() -> None:
+    """A flight that ends without an outcome gives the trial back."""
+    world = World()
+    fleet, pool, _ = fleet_of(world, target("a"), target("b"))
+    break_down(state_of(fleet, "a"))
+    world.now += 10.0
+    fleet.tick()
+    flight = state_of(fleet, "a").begin()
+    assert names(pool) == ["b"]
+    flight.end()
+    assert names(pool) == ["a", "b"]
+
+
 def test_a_failed_trial_waits_again() -> None:
     """The pool notices the new time out although the state did not change, and offers another trial after it."""
     world = World()

@@ -211,6 +211,35 @@ async def test_leaving_and_coming_back_gains_nothing() -> None:
     await bench.empty()
 
 
+async def test_costly_requests_one_at_a_time_still_pay() -> None:
+    """A flow that asks again only after each grant gets its share of the work, not every other turn."""
+    bench = Bench()
+    await bench.ask("running", organisation="x")
+    for _ in range(60):
+        await bench.ask("steady", organisation="steady")
+    await bench.ask("hopper", organisation="hopper", cost=4.0)
+    for _ in range(50):
+        before = bench.granted.count("hopper")
+        await bench.serve()
+        if bench.granted.count("hopper") > before:
+            await bench.ask("hopper", organisation="hopper", cost=4.0)
+    assert 7 <= bench.granted.count("hopper") <= 13
+    await bench.empty()
+
+
+async def test_places_are_taken_from_whoever_is_heaviest_now() -> None:
+    """Two floods of the same size make way in turn."""
+    bench = Bench(max_waiting=6)
+    await bench.ask("running", organisation="x")
+    for flood in ("a", "b"):
+        for _ in range(3):
+            await bench.ask(flood, organisation=flood)
+    await bench.ask("c", organisation="c")
+    await bench.ask("d", organisation="d")
+    await bench.empty()
+    assert sorted(bench.granted[1:]) == ["a", "a", "b", "b", "c", "d"]
+
+
 async def test_idle_time_is_not_saved_up() -> None:
     """A flow that cancelled early and returns late starts at the present, not with the turns it did not take."""
     bench = Bench()
