@@ -15,7 +15,7 @@ from passerelle.domain.model import Target
 from passerelle.domain.principal import Principal
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.dispatch import Dispatcher, RouteTable
-from passerelle.edge.exchange import header
+from passerelle.edge.exchange import credentials
 from passerelle.edge.protocol import DirectPath, EdgeLimits
 from passerelle.engines.base import Engine
 from passerelle.engines.managed import ChildAddress, ManagedEngine
@@ -29,6 +29,7 @@ from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.routes import direct_paths, routes
 from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
+from passerelle.gateway.context import ContextAdmission
 from passerelle.gateway.gateway import Gateway
 from passerelle.gateway.health import HealthRules
 from passerelle.gateway.policies import make_policy
@@ -95,6 +96,7 @@ class Passerelle:
         self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s))
         self.gateway = Gateway(
             self.fleet,
+            ContextAdmission(self.engines, self.windows.of),
             self.admission,
             Attempts(self.engines, _retry_rules(settings)),
             Settlement(self.metrics, (self.ledger, self.call_log)),
@@ -128,8 +130,7 @@ class Passerelle:
 
     def identify(self, headers: Headers, _peer: str | None) -> Principal | Awaitable[Principal]:
         """Returns who calls; at once when the key is known already."""
-        authorization, x_api_key = header(headers, b"authorization"), header(headers, b"x-api-key")
-        return self.authenticator.authenticate(authorization, x_api_key)
+        return self.authenticator.authenticate(*credentials(headers))
 
     async def start(self) -> None:
         """Begins to follow what changes: keys, configuration, targets."""

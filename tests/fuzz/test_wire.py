@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from passerelle.domain.errors import PasserelleError
-from passerelle.domain.request import Request
+from passerelle.domain.request import Request, dropped_header
 from passerelle.faces.openai import wire
-from passerelle.faces.openai.fields import CONSUME, DROP, FORWARD, REFUSE, dropped_header, refusal
+from passerelle.faces.openai.fields import CONSUME, DROP, FORWARD, REFUSE, refusal
 
 PARSERS = [wire.parse_chat, wire.parse_completion, wire.parse_embedding, wire.parse_tokenize, wire.parse_detokenize]
 EVERY_FIELD = sorted(

@@ -106,7 +106,7 @@ class GatewayProcess:
         return self._ask(urllib.request.Request(self.url + path, headers=_bearer(key)))
 
     def post(self, path: str, body: Any, *, key: str | None = None) -> tuple[int, bytes]:
-        """Returns status and body of a POST of ``body`` as JSON, with the administrator's key unless another is given."""
+        """Returns status and body of a POST of JSON, with the administrator's key unless another is given."""
         headers = {"content-type": "application/json", **_bearer(key or self.key)}
         return self._ask(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers))
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}\Z")
+_MAX_HEADER_BYTES = 1024
 
 
 class Operation(StrEnum):
@@ -55,3 +60,15 @@ class Request:
         if not changes:
             return self.body
         return msgspec.json.encode(self.fields | changes)
+
+
+def dropped_header(dropped: Iterable[str]) -> bytes:
+    """Returns the value of ``x-passerelle-dropped-fields``: names joined by commas, at most 1 KiB.
+
+    The names came from the client, so one that could not stand in a header is shown as ``?``.
+    """
+    names = [name if _HEADER_NAME.match(name) else "?" for name in dropped]
+    value = ", ".join(dict.fromkeys(names))
+    if len(value) <= _MAX_HEADER_BYTES:
+        return value.encode("ascii")
+    return value[: value.rindex(",", 0, _MAX_HEADER_BYTES - 5)].encode("ascii") + b", ..."

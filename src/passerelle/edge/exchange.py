@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from passerelle.domain.client import Client, Headers
+from passerelle.domain.errors import BadRequest
 
 
 class Exchange(Protocol):
@@ -47,3 +48,25 @@ def header(headers: Headers, name: bytes) -> bytes | None:
 def header_values(headers: Headers, name: bytes) -> list[bytes]:
     """Returns all values of the header ``name`` (lower case)."""
     return [value for key, value in headers if key == name]
+
+
+def credentials(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """Returns the values of ``authorization`` and ``x-api-key``.
+
+    Raises BadRequest when one of them is there twice: which one counts must not depend on who reads them.
+    """
+    authorization = x_api_key = None
+    for name, value in headers:
+        if name == b"authorization":
+            if authorization is not None:
+                raise _twice("Authorization")
+            authorization = value
+        elif name == b"x-api-key":
+            if x_api_key is not None:
+                raise _twice("x-api-key")
+            x_api_key = value
+    return authorization, x_api_key
+
+
+def _twice(name: str) -> BadRequest:
+    return BadRequest(f"Send one {name} header.", code="conflicting_credentials")

@@ -39,7 +39,7 @@ from passerelle.gateway.targets import Flight, Pool, TargetState
 
 logger = logging.getLogger(__name__)
 
-_PREFIX_BYTES = 2048
+_PREFIX_BYTES = 4096
 _UNBOUNDED_ANSWER_TOKENS = 256
 """What an answer without ``max_tokens`` is taken for when load is compared."""
 

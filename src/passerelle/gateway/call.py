@@ -9,7 +9,7 @@ from passerelle.catalog.snapshot import Snapshot
 from passerelle.domain.client import Headers
 from passerelle.domain.model import Model, Target
 from passerelle.domain.principal import Principal
-from passerelle.domain.request import Request
+from passerelle.domain.request import Request, dropped_header
 from passerelle.domain.usage import Outcome, Usage
 from passerelle.gateway.queue import Priority
 
@@ -78,7 +78,7 @@ class Call:
         if self.request.stream:
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         if self.request.dropped:
-            headers.append((b"x-passerelle-dropped-fields", ", ".join(self.request.dropped).encode("ascii", "replace")))
+            headers.append((b"x-passerelle-dropped-fields", dropped_header(self.request.dropped)))
         if self.fallback_from is not None and self.model is not None:
             headers.append((b"x-passerelle-fallback", f"{self.fallback_from} -> {self.model.name}".encode()))
         if self.queue_position is not None:

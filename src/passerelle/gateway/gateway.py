@@ -6,12 +6,22 @@ import asyncio
 from collections.abc import Callable
 
 from passerelle.domain.client import Client
-from passerelle.domain.errors import Forbidden, ModelNotFound, PasserelleError, Unavailable, UpstreamTimeout
+from passerelle.domain.errors import (
+    ContextTooLong,
+    Forbidden,
+    ModelNotFound,
+    Overloaded,
+    PasserelleError,
+    RateLimited,
+    Unavailable,
+    UpstreamTimeout,
+)
 from passerelle.domain.model import Model
 from passerelle.domain.usage import Outcome
 from passerelle.gateway.admit import Admission
 from passerelle.gateway.attempt import Attempts, StreamBroken
 from passerelle.gateway.call import Call
+from passerelle.gateway.context import ContextAdmission
 from passerelle.gateway.settle import Settlement
 from passerelle.gateway.targets import Fleet
 from passerelle.telemetry.metrics import Metrics
@@ -26,6 +36,7 @@ class Gateway:
     def __init__(
         self,
         fleet: Fleet,
+        context: ContextAdmission,
         admission: Admission,
         attempts: Attempts,
         settlement: Settlement,
@@ -33,6 +44,7 @@ class Gateway:
         render_stream_error: RenderStreamError,
     ) -> None:
         self._fleet = fleet
+        self._context = context
         self._admission = admission
         self._attempts = attempts
         self._settlement = settlement
@@ -68,13 +80,13 @@ class Gateway:
                 raise late from error
             await self._end_with(late, call, client)
         except asyncio.CancelledError:
+            task.uncancel()
             if not client.gone:
-                await self._cut(call, client)
-                raise
+                await self._interrupt(call, client)
+                return
             call.outcome, call.error_code = Outcome.CANCELLED, "client_left"
             call.status = call.status or 499
             self._metrics.cancelled.labels(_phase(call)).inc()
-            task.uncancel()
         finally:
             self._metrics.in_flight.dec()
             if call.outcome is None:
@@ -83,10 +95,28 @@ class Gateway:
 
     async def _run(self, call: Call, client: Client) -> None:
         model = resolve(call)
+        tried = {model.name}
+        while True:
+            try:
+                await self._serve(call, model, client)
+                return
+            except PasserelleError as error:
+                reason = fallback_reason(error)
+                other = None if reason is None or client.started else _fallback(call, model, reason, tried)
+                if other is None:
+                    raise
+                self._metrics.fallbacks.labels(model.name, reason).inc()
+                call.fallback_from = call.fallback_from or model.name
+                tried.add(other.name)
+                model = other
+
+    async def _serve(self, call: Call, model: Model, client: Client) -> None:
+        """Answers with one model."""
         call.model = model
         pool = self._fleet.pool(model.name)
         if pool is None:
             raise Unavailable(f"The model '{model.name}' is being removed; retry with another.")
+        await self._context.check(call, model, pool)
         lease = await self._admission.admit(call, pool, client)
         try:
             await self._attempts.run(call, pool, client)
@@ -98,12 +128,14 @@ class Gateway:
         client.write(self._render_stream_error(error, call.request_id))
         await client.end()
 
-    async def _cut(self, call: Call, client: Client) -> None:
-        """The server stops, or the key was revoked, and will not wait for this answer."""
-        call.outcome, call.error_code = Outcome.BROKEN, "interrupted"
-        if client.started:
-            error = Unavailable("The answer was interrupted by the server; retry the request.", code="interrupted")
-            await self._end_with(error, call, client)
+    async def _interrupt(self, call: Call, client: Client) -> None:
+        """The server stops and will not wait for this answer, or its key was revoked."""
+        error = Unavailable("The answer was interrupted by the server; retry the request.", code="interrupted")
+        call.outcome, call.error_code = Outcome.BROKEN, error.error_code
+        if not client.started:
+            call.status = error.status
+            raise error
+        await self._end_with(error, call, client)
 
 
 def resolve(call: Call) -> Model:
@@ -117,6 +149,25 @@ def resolve(call: Call) -> Model:
     if not call.principal.may_call(model.name):
         raise Forbidden(f"This key may not call the model '{model.name}'.", code="model_not_allowed", param="model")
     return model
+
+
+def fallback_reason(error: PasserelleError) -> str | None:
+    """Returns why another model may answer instead (context, overload, error), None when none could do better."""
+    if isinstance(error, ContextTooLong):
+        return "context"
+    if isinstance(error, Overloaded | RateLimited):
+        return "overload"
+    return "error" if error.status in (502, 503, 504) else None
+
+
+def _fallback(call: Call, model: Model, reason: str, tried: set[str]) -> Model | None:
+    """Returns the next model to ask: configured for the reason, allowed for the caller and not asked yet."""
+    chains = {"context": model.fallbacks.context, "overload": model.fallbacks.overload, "error": model.fallbacks.error}
+    for name in chains[reason]:
+        other = call.snapshot.resolve(name)
+        if other is not None and other.name not in tried and call.principal.may_call(other.name):
+            return other
+    return None
 
 
 def _phase(call: Call) -> str:

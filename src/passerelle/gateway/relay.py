@@ -43,10 +43,13 @@ class _Document(msgspec.Struct):
     usage: _Usage | None = None
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Event(msgspec.Struct):
-    choices: msgspec.Raw | None = None
+    choices: msgspec.Raw = _ABSENT
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _ABSENT
     object: str | None = None
 
 
@@ -116,6 +119,7 @@ class StreamRelay:
         self._client = client
         self._begin = begin
         self._fault: EngineBroke | None = None
+        self._seen = False
         self._done = False
         self._finished = False
         self._aligner = EventAligner()
@@ -164,8 +168,11 @@ class StreamRelay:
         if block.count(b"\n\n") == 1:
             out = block if self._inspect(block) else b""
         else:
-            events = (part + b"\n\n" for part in block.split(b"\n\n") if part)
-            out = b"".join(event for event in events if self._inspect(event))
+            kept: list[bytes] = []
+            for part in block.split(b"\n\n"):
+                if part and self._inspect(part + b"\n\n"):
+                    kept.append(part + b"\n\n")
+            out = b"".join(kept)
         if out and self._rename is not None:
             out = self._rename(out)
         if out or self._tail:
@@ -185,7 +192,7 @@ class StreamRelay:
         if data is None:
             payloads = list(iter_data(event))
             if not payloads:
-                return self.begun  # a comment: the server's keep-alive, of no use as a first byte
+                return self._seen  # a comment: the server's keep-alive, of no use as the first thing a caller gets
             data = payloads[0]
             if data.strip() == b"[DONE]":
                 self._done = True
@@ -194,10 +201,11 @@ class StreamRelay:
             parsed = _decode_event(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._break("an event is not JSON of the expected shape")
-        if parsed.error is not None or parsed.object == "error":
+        if (parsed.error and bytes(parsed.error) != b"null") or parsed.object == "error":
             return self._break("the server reported an error in the stream")
-        if parsed.choices is None:
+        if not parsed.choices:
             return self._break("an event has no choices")
+        self._seen = True
         empty = len(parsed.choices) <= 2
         if parsed.usage is not None:
             _take(parsed.usage, self._call.usage)

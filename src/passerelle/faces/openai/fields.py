@@ -11,7 +11,6 @@ The bounds of forwarded fields stand in ``bodies``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from passerelle.domain.errors import BadRequest
@@ -132,9 +131,6 @@ REFUSE: Mapping[str, str] = {
 
 REFUSE_PREFIXES: Mapping[str, str] = {"guided_": _GRAMMAR, "lora_": _LOADS}
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}\Z")
-_MAX_HEADER_BYTES = 1024
-
 
 def leave_out(names: Iterable[str]) -> tuple[str, ...]:
     """Returns those of ``names`` that are dropped and reported, sorted.
@@ -159,15 +155,3 @@ def refusal(name: str) -> str | None:
             if name.startswith(prefix):
                 return reason
     return why
-
-
-def dropped_header(dropped: Iterable[str]) -> bytes:
-    """Returns the value of ``x-passerelle-dropped-fields``: names joined by commas, at most 1 KiB.
-
-    The names came from the client, so one that could not stand in a header is shown as ``?``.
-    """
-    names = [name if _HEADER_NAME.match(name) else "?" for name in dropped]
-    value = ", ".join(dict.fromkeys(names))
-    if len(value) <= _MAX_HEADER_BYTES:
-        return value.encode("ascii")
-    return value[: value.rindex(",", 0, _MAX_HEADER_BYTES - 5)].encode("ascii") + b", ..."

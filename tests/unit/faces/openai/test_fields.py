@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from passerelle.domain.request import Operation
-from passerelle.faces.openai.fields import CONSUME, DROP, FORWARD, REFUSE, dropped_header, refusal
+from passerelle.domain.request import Operation, dropped_header
+from passerelle.faces.openai.fields import CONSUME, DROP, FORWARD, REFUSE, refusal
 
 
 def test_every_operation_has_a_table_and_no_field_has_two_fates() -> None:
