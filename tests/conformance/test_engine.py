@@ -376,7 +376,7 @@ async def test_backpressure(rig: Rig) -> None:
     block = bytes(range(256)) * 1024
     count = 160
     rig.upstream.scenario = [headers(), *[body(block)] * count, end()]
-    reply = await send(rig, ask(stream=True), target=replace(rig.target, timeouts=Timeouts(idle_s=0.3)))
+    reply = await send(rig, ask(stream=True), target=replace(rig.target, timeouts=Timeouts(idle_s=0.15)))
     got = bytearray()
 
     def feed(chunk: bytes) -> None:
@@ -433,9 +433,11 @@ async def test_refused(rig: Rig) -> None:
 async def test_no_answer(rig: Rig) -> None:
     """A3: the server takes the request and says nothing."""
     rig.upstream.scenario = [never()]
+    began = time.monotonic()
     with pytest.raises(EngineBroke) as caught:
         await send(rig)
     assert caught.value.timeout
+    assert time.monotonic() - began < 1.0
     await left(rig)
 
 

@@ -181,6 +181,50 @@ async def test_pause_before_pump(transport: Transport) -> None:
         assert transport.pool(Origin.of(upstream.url)).idle_count == 1
 
 
+async def test_pause_stops_the_idle_clock(transport: Transport) -> None:
+    """The idle deadline does not run while we do not read, and starts anew when we read on."""
+    script = [headers(), body(b"1"), stall(0.7), body(b"2"), end()]
+    async with Upstream(scenario=script) as upstream:
+        answer = await get(transport, upstream.url)
+        await answer.first()
+        answer.pause()
+        got: list[bytes] = []
+        pumping = asyncio.create_task(answer.pump(got.append))
+        await asyncio.sleep(0.5)
+        answer.resume()
+        await pumping
+        assert got == [b"1", b"2"]
+
+
+async def test_idle_deadline_shorter_than_the_first(transport: Transport) -> None:
+    """Silence within a body ends it after the idle deadline, however long the head was allowed to take."""
+    async with Upstream(scenario=[headers(), body(b"1"), never()]) as upstream:
+        answer = await get(transport, upstream.url, timeouts=Timeouts(first_byte_s=60.0, idle_s=0.1))
+        with pytest.raises(EngineBroke) as caught:
+            await asyncio.wait_for(answer.read(1000), 2.0)
+        assert caught.value.timeout
+
+
+async def test_good_chunks_before_a_bad_one(transport: Transport) -> None:
+    """What was well framed before the framing broke is pushed, also from the same packet."""
+    wire = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\nzz\r\n"
+    async with Upstream(scenario=[raw(wire), never()]) as upstream:
+        answer = await get(transport, upstream.url)
+        got: list[bytes] = []
+        with pytest.raises(EngineBroke, match="malformed"):
+            await answer.pump(got.append)
+        assert b"".join(got) == b"ab"
+
+
+async def test_framing_of_a_long_stream(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk sizes in packets of their own never add up to an oversized head."""
+    monkeypatch.setattr("passerelle.engines.transport.MAX_HEAD_BYTES", 100)
+    chunks = [step for _ in range(60) for step in (raw(b"1\r\n"), stall(0.001), raw(b"x\r\n"), stall(0.001))]
+    head = raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    async with Upstream(scenario=[head, *chunks, raw(b"0\r\n\r\n")]) as upstream:
+        assert await _whole(transport, upstream.url) == b"x" * 60
+
+
 async def test_read_after_waiting(transport: Transport) -> None:
     """A body larger than the buffer that waited for its reader is read whole, and its connection is reused."""
     size = 20 * MAX_BUFFERED_BYTES
