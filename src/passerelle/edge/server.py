@@ -16,17 +16,24 @@ from passerelle.edge.application import AsgiApplication
 from passerelle.edge.protocol import DirectPath, EdgeProtocol
 
 
+BACKLOG = 4096
+
+
 class PortInUse(Exception):
     """The address cannot be listened on; the message says why."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a bound socket, port 0 for any free one. Raises PortInUse."""
+    """Returns a listening socket, port 0 for any free one. Raises PortInUse.
+
+    Connections are accepted by the kernel from now on, and answered once a worker serves.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
         raise PortInUse(f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}.") from error
@@ -63,7 +70,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=int(direct.limits.keep_alive_s),
             timeout_graceful_shutdown=max(1, round(grace_s)),
-            backlog=4096,
+            backlog=BACKLOG,
         )
         super().__init__(config)
 
