@@ -115,6 +115,16 @@ class Bench:
         return self.load("streams", running, *shape, *pids)
 
 
+def settle(running: Running, limit_s: float = 30.0) -> None:
+    """Waits until a gateway that nobody asks uses less than a tenth of a core: its first probes are over."""
+    until_s = time.monotonic() + limit_s
+    while time.monotonic() < until_s:
+        before_s = cpu_s(running.server.pids())
+        time.sleep(1)
+        if cpu_s(running.server.pids()) - before_s < 0.1:
+            return
+
+
 def brief(figures: dict) -> str:
     """The figures one looks at while it runs."""
     shown = {
@@ -158,6 +168,7 @@ def steady(bench: Bench, wanted: set[str]) -> None:
     with standing(bench, {name: lambda name=name: bench.start(name) for name in bench.names}) as gateways:
         for running in gateways.values():
             bench.requests(running, seconds=bench.plan.warm_s)
+            settle(running)
         if "requests" in wanted:
             for name in in_turn(list(gateways), bench.plan.rounds):
                 bench.keep("requests", name, bench.requests(gateways[name]))
@@ -213,6 +224,7 @@ def growth(bench: Bench) -> None:
         try:
             keys = ("--keys-file", used[home])
             bench.requests(running, *keys, seconds=bench.plan.warm_s)
+            settle(running)
             figures = {**bench.requests(running, *keys), "ready_s": running.ready_s}
             figures["idle_kib"] = rss_kib(running.server.pids())
             streams = bench.streams(running, 400, 50)
