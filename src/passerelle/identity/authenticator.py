@@ -36,6 +36,7 @@ TOUCH_S = 30.0
 """How often the times of last use are written."""
 UNKNOWN_S = 10.0
 """How long a key that does not exist is remembered as such."""
+CLOSE_TIMEOUT_S = 10.0
 CACHE_SIZE = 131_072
 UNKNOWN_SIZE = 8_192
 MAX_CREDENTIAL_BYTES = 1_024
@@ -127,6 +128,7 @@ class Authenticator:
         self._touch_due_s = 0.0
         self._ends: list[tuple[float, str]] = []
         self._callbacks: list[Callable[[str], None]] = []
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -138,6 +140,9 @@ class Authenticator:
     async def aclose(self) -> None:
         """Stops following changes and writes the times of last use."""
         if self._task is not None:
+            # Not cancelled in the middle of a query: that would cost its connection.
+            self._stopping.set()
+            await asyncio.wait((self._task,), timeout=CLOSE_TIMEOUT_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
@@ -239,9 +244,11 @@ class Authenticator:
         return principal
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_s)
-            await self._poll()
+        while not self._stopping.is_set():
+            try:
+                await asyncio.wait_for(self._stopping.wait(), self._poll_s)
+            except TimeoutError:
+                await self._poll()
             if time.monotonic() >= self._touch_due_s:
                 self._touch_due_s = time.monotonic() + TOUCH_S
                 await self._touch()

