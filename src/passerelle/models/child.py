@@ -25,6 +25,9 @@ EXIT_BAD_ASSIGNMENT = 2
 EXIT_PORT_TAKEN = 3
 """Exit status of a child that could not bind its port."""
 
+REFUSAL = "cannot start: "
+"""What the line begins with that says why a child ends."""
+
 _PR_SET_PDEATHSIG = 1
 _LONGEST_ASSIGNMENT_BYTES = 1 << 20
 
@@ -62,9 +65,9 @@ def take_assignment() -> Assignment:
 
 
 def refuse(why: str, status: int = EXIT_BAD_ASSIGNMENT) -> NoReturn:
-    """Ends this process at once; ``why`` is the last line of standard error, which the supervisor reports."""
-    print(why, file=sys.stderr, flush=True)
-    os._exit(status)
+    """Ends this process; ``why``, a line on standard error behind `REFUSAL`, is what the supervisor reports."""
+    print(f"{REFUSAL}{why}", file=sys.stderr, flush=True)
+    sys.exit(status)  # an ordinary end, in which the engine's logging thread writes what it still has
 
 
 def usable_processors() -> int:

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from passerelle.models.child import EXIT_BAD_ASSIGNMENT, HOST
+from passerelle.models.child import EXIT_BAD_ASSIGNMENT, HOST, REFUSAL
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 30.0
@@ -275,7 +275,8 @@ class ManagedChild:
     def _describe(self, status: int) -> str:
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
-        last = self._last_lines[-1] if self._last_lines else "it said nothing"
+        refusals = [line.removeprefix(REFUSAL) for line in self._last_lines if line.startswith(REFUSAL)]
+        last = [*self._last_lines, *refusals][-1] if self._last_lines else "it said nothing"
         if status == EXIT_BAD_ASSIGNMENT:
             return last
         errors = [line.split(" E ", 1)[1] for line in self._last_lines if " E " in line]  # llama.cpp's own log
