@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from passerelle import __version__
-from passerelle.cli import check, docs, key, model, serve, usage
+from passerelle.cli import check, docs, key, model, router, serve, usage
 
 app = typer.Typer(
     name="passerelle",
@@ -38,6 +38,7 @@ app.command()(check.check)
 app.command()(usage.usage)
 app.add_typer(key.app, name="key")
 app.add_typer(model.app, name="model")
+app.add_typer(router.app, name="router")
 app.add_typer(docs.app, name="docs")
 
 
