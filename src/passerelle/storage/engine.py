@@ -164,9 +164,16 @@ def _open_sqlite(url: URL) -> Database:
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S + SQLITE_BUSY_TIMEOUT_S,
     )
+    event.listen(engine.sync_engine, "do_connect", _try_sqlite)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return Database(engine, str(path))
+
+
+def _try_sqlite(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Opens the file once here, so that a failure is raised here: in the driver it leaves a thread that speaks to our
+    event loop after the failure, and prints a traceback when that loop has ended."""
+    sqlite3.connect(*arguments, **options).close()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -153,3 +153,17 @@ def test_help_names_every_command() -> None:
     """A person finds the five verbs."""
     text = run("--help").stdout
     assert all(re.search(rf"\b{verb}\b", text) for verb in ("create", "list", "show", "revoke", "rotate"))
+
+
+def test_a_database_that_cannot_be_opened_leaves_one_line(home: Path) -> None:
+    """Standard error of a real process holds the message alone, whatever threads were at work."""
+    (home / "passerelle.db").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from passerelle.cli.key import app; app()", "list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "passerelle.db cannot be used" in done.stderr
