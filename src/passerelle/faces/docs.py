@@ -10,6 +10,7 @@ import msgspec
 from passerelle import __version__
 from passerelle.domain.errors import NotFound
 from passerelle.edge.dispatch import Context
+from passerelle.faces.description import control_paths, control_schemas
 from passerelle.faces.openai.schemas import openapi_components, openapi_paths
 
 _TYPES = {".js": b"text/javascript; charset=utf-8", ".css": b"text/css; charset=utf-8", ".png": b"image/png"}
@@ -34,9 +35,23 @@ _PAGE = b"""<!doctype html>
 """
 
 _START = b"""SwaggerUIBundle({
-  url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, persistAuthorization: false, validatorUrl: null
+  url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, persistAuthorization: false, validatorUrl: null,
+  defaultModelsExpandDepth: 0
 });
 """
+
+_DESCRIPTION = """\
+One front door for an organisation's own language models. Send your key as a bearer token
+(`Authorization: Bearer sk-pas-…`), or as `x-api-key`.
+
+Each of OpenAI's routes is there with `/v1` and without it. `x-request-id` is taken from the request, or made, and is in
+every answer. Every error has OpenAI's envelope.
+"""
+_TAGS = [
+    {"name": "OpenAI", "description": "What OpenAI's clients call. Needs a key with the scope `inference`."},
+    {"name": "Health", "description": "For supervisors and monitoring."},
+    {"name": "Router", "description": "Targets and queues, for operators."},
+]
 
 
 class DocsFace:
@@ -84,18 +99,16 @@ def _assets() -> Path:
 
 
 def describe() -> dict[str, object]:
-    """Returns the OpenAPI document of all routes."""
+    """Returns the OpenAPI document of all routes but this page's own."""
+    components = openapi_components()
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "Passerelle",
-            "version": __version__,
-            "description": "One front door for an organisation's own language models. Send your key as a bearer token.",
-        },
+        "info": {"title": "Passerelle", "version": __version__, "description": _DESCRIPTION},
+        "tags": _TAGS,
         "security": [{"key": []}],
-        "paths": openapi_paths(),
+        "paths": openapi_paths() | control_paths(),
         "components": {
-            **openapi_components(),
+            "schemas": components["schemas"] | control_schemas(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "bearerFormat": "sk-pas-…"}},
         },
     }

@@ -34,12 +34,23 @@ _COMPONENTS = (
 _ERRORS = {
     "400": "The request is wrong; `param` names the field.",
     "401": "No key, or one that is not known.",
-    "404": "No such model for this key.",
+    "403": "The key may not call this model, or lacks the scope `inference`.",
+    "404": "No such model.",
+    "408": "The request took too long to arrive.",
     "413": "The body, a picture or a sound is too large.",
+    "415": "The body is compressed.",
     "429": "Too many requests or tokens; `Retry-After` says when to come back.",
     "502": "The model server broke.",
     "503": "Nothing can serve this now; `Retry-After` says when to come back.",
     "504": "The model server did not answer in time.",
+}
+
+_HEADERS = {
+    "x-request-id": "Yours, or one made here; it is in the logs and was sent to the model server.",
+    "server-timing": "Where the time went, in milliseconds: auth, queue, tokenise, connect, first_byte.",
+    "x-passerelle-dropped-fields": "Fields of the request that went no further.",
+    "x-passerelle-fallback": "`asked for -> answered by`, when another model answered.",
+    "x-queue-position": "Its last place in the queue, when the request waited.",
 }
 
 
@@ -117,9 +128,9 @@ def openapi_paths() -> dict[str, Any]:
     """Returns the entries of ``paths`` for the OpenAI routes."""
     paths: dict[str, Any] = {post.path: {"post": _post(post)} for post in _POSTS}
     paths["/v1/models"] = {
-        "get": _operation("listModels", "List the models this key may call", answers.ModelList, ("401", "429"))
+        "get": _operation("listModels", "List the models this key may call", answers.ModelList, ("401", "403", "429"))
     }
-    one = _operation("retrieveModel", "Show one model", answers.ModelEntry, ("401", "404", "429"))
+    one = _operation("retrieveModel", "Show one model", answers.ModelEntry, ("401", "403", "404", "429"))
     one["parameters"] = [
         {
             "name": "id",
@@ -136,6 +147,9 @@ def openapi_paths() -> dict[str, Any]:
 def _post(post: _Post) -> dict[str, Any]:
     operation = _operation(f"{post.operation.value}", post.summary, post.answer, tuple(_ERRORS))
     operation["description"] = _fates(post.operation)
+    operation["responses"]["200"]["headers"] = {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
+    }
     operation["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": _reference(post.body), "example": post.example}},
@@ -172,7 +186,8 @@ def _fates(operation: Operation) -> str:
     refused = ", ".join(f"`{name}`" for name in sorted(fields.REFUSE))
     families = ", ".join(f"`{prefix}*`" for prefix in sorted(fields.REFUSE_PREFIXES))
     return (
-        f"Goes to the model server: {forwarded}. Refused with 400: {refused}, {families}. "
+        f"Goes to the model server: {forwarded}.\n\n"
+        f"Refused with 400: {refused}, {families}.\n\n"
         "Any other field is left out and named in the header `x-passerelle-dropped-fields`."
     )
 
