@@ -39,11 +39,13 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _PromptDetails | None = None
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Document(msgspec.Struct):
     usage: _Usage | None = None
-
-
-_ABSENT = msgspec.Raw()
+    choices: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = _ABSENT
 
 
 class _Event(msgspec.Struct):
@@ -94,12 +96,27 @@ async def read_document(call: Call, reply: Reply) -> bytes:
     body = await reply.read(MAX_DOCUMENT_BYTES)
     try:
         document = _decode_document(body)
+        if not body.isascii():
+            body.decode()  # the decoder skips over what it is not asked for, broken UTF-8 included
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineBroke("the answer is not JSON of the expected shape") from error
+    if not _answers(document, call.request.operation):
+        raise EngineBroke("the answer holds no result")
     if document.usage is not None:
         _take(document.usage, call.usage)
     rename = renaming(call)
     return body if rename is None else rename(body)
+
+
+def _answers(document: _Document, operation: Operation) -> bool:
+    """Whether the result is there: a list that is not empty. An error that came with 200 has none."""
+    if operation in (Operation.CHAT, Operation.COMPLETION):
+        result = document.choices
+    elif operation is Operation.EMBEDDING:
+        result = document.data
+    else:
+        return True  # the engine has read these already
+    return len(result) > 2 and bytes(memoryview(result)[:1]) == b"["
 
 
 class StreamRelay:
@@ -198,6 +215,8 @@ class StreamRelay:
                 self._done = True
                 return True
         try:
+            if not data.isascii():
+                data.decode()
             parsed = _decode_event(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._break("an event is not JSON of the expected shape")
