@@ -35,6 +35,9 @@ class Client(Protocol):
     def write(self, data: bytes) -> None:
         """Queues bytes of the body; never blocks."""
 
+    def last(self) -> None:
+        """The connection is to close after this answer, where the server allows it."""
+
     async def end(self) -> None:
         """Waits until everything is written, and finishes the body."""
 

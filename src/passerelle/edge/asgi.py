@@ -72,6 +72,9 @@ class AsgiClient:
             self._paused = True
             self._pause()
 
+    def last(self) -> None:
+        """ASGI has no word for it once the head is on its way: the connection stays."""
+
     async def end(self) -> None:
         self._ended = True
         self._wake.set()

@@ -60,9 +60,10 @@ class Gateway:
         assert task is not None
         client.on_gone(task.cancel)
         self._metrics.in_flight.inc()
+        # One timer instead of asyncio.timeout: this is on every request's path.
+        deadline = asyncio.get_running_loop().call_later(max(0.0, call.remaining_s()), _expire, call, task)
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + call.remaining_s()):
-                await self._run(call, client)
+            await self._run(call, client)
             call.outcome = Outcome.OK
         except PasserelleError as error:
             _fail(call, error)
@@ -72,15 +73,11 @@ class Gateway:
         except StreamBroken as broken:
             call.outcome, call.error_code = Outcome.BROKEN, broken.error.error_code
             await self._end_with(broken.error, call, client)
-        except TimeoutError as error:
-            late = UpstreamTimeout("The request was not answered within its deadline; retry later, or ask for less.")
-            _fail(call, late)
-            call.outcome = Outcome.TIMEOUT
-            if not client.started:
-                raise late from error
-            await self._end_with(late, call, client)
         except asyncio.CancelledError:
             task.uncancel()
+            if call.expired:
+                await self._end_late(call, client)
+                return
             if not client.gone:
                 await self._interrupt(call, client)
                 return
@@ -88,6 +85,7 @@ class Gateway:
             call.status = call.status or 499
             self._metrics.cancelled.labels(_phase(call)).inc()
         finally:
+            deadline.cancel()
             self._metrics.in_flight.dec()
             if call.outcome is None:
                 call.outcome, call.status = Outcome.FAILED, call.status or 500
@@ -126,7 +124,16 @@ class Gateway:
     async def _end_with(self, error: PasserelleError, call: Call, client: Client) -> None:
         """Ends a stream that began: one error event, no ``[DONE]``."""
         client.write(self._render_stream_error(error, call.request_id))
+        client.last()
         await client.end()
+
+    async def _end_late(self, call: Call, client: Client) -> None:
+        """The overall deadline passed."""
+        late = UpstreamTimeout("The request was not answered within its deadline; retry later, or ask for less.")
+        _fail(call, late)
+        if not client.started:
+            raise late
+        await self._end_with(late, call, client)
 
     async def _interrupt(self, call: Call, client: Client) -> None:
         """The server stops and will not wait for this answer, or its key was revoked."""
@@ -168,6 +175,11 @@ def _fallback(call: Call, model: Model, reason: str, tried: set[str]) -> Model |
         if other is not None and other.name not in tried and call.principal.may_call(other.name):
             return other
     return None
+
+
+def _expire(call: Call, task: asyncio.Task[None]) -> None:
+    call.expired = True
+    task.cancel()
 
 
 def _phase(call: Call) -> str:
