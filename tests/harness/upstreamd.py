@@ -440,6 +440,8 @@ class Upstream:
         self._random = random.Random(self.seed)
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
+        self.busy = 0
+        """Requests being worked on: neither answered to the end of their scenario nor left by their peer."""
 
     @property
     def root(self) -> str:
@@ -606,8 +608,12 @@ class _Connection(asyncio.Protocol):
                     continue
                 self._peer.requests += 1
                 self._upstream.requests.append(seen)
-                for step in self._upstream.steps(seen):
-                    await step(exchange)
+                self._upstream.busy += 1
+                try:
+                    for step in self._upstream.steps(seen):
+                        await step(exchange)
+                finally:
+                    self._upstream.busy -= 1
                 if exchange.closed:
                     return
         except asyncio.CancelledError:

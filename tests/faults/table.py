@@ -1,0 +1,88 @@
+"""The rows: each a promise about one fault or bad input. A test names its row with ``@row("A1")``.
+
+``test_table`` fails when a row has no test, or a test names a row that is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pytest
+
+Test = TypeVar("Test")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One promise: what goes wrong, how it is made, and what is to come of it."""
+
+    id: str
+    fault: str
+    how: str
+    outcome: str
+
+
+def row(row_id: str, *others: str) -> pytest.MarkDecorator:
+    """Returns the mark that ties a test to its rows."""
+    return pytest.mark.row(row_id, *others)
+
+
+ROWS = (
+    # A. A model server misbehaves
+    Row("A1", "target refuses connections", "close its port", "next target, 200; out after 5; no time lost"),
+    Row("A2", "all targets refuse", "close all ports", "503 service_unavailable with Retry-After in < 1 s"),
+    Row("A3", "accepts, never answers", "never", "header deadline, next target; else 504"),
+    Row("A4", "500, 502, 503, 504 before the body", "status(code)", "fail-over; 503 only when all failed"),
+    Row("A5", "429 with Retry-After", "status(429)", "other target; else 429 with the larger Retry-After"),
+    Row("A6", "400 from the target", "status(400)", "no retry; its message only in a known shape, short, scrubbed"),
+    Row("A7", "dies after its headers", "headers, reset", "fail-over the caller does not see"),
+    Row("A8", "dies after 5 tokens", "tokens(5), reset", "5 tokens, one error event, no [DONE]; usage 5; no retry"),
+    Row("A9", "stalls mid-stream", "tokens(5), stall", "idle deadline, then as A8"),
+    Row("A11", "odd but legal event streams", "raw bytes", "parsed by the standard; usage present"),
+    Row("A13", "endless tokens past max_tokens", "tokens(1000)", "cut at the limit, upstream closed"),
+    Row("A14", "nonsense in answers", "corpus", "error event or 502; never an exception's text"),
+    Row("A15", "broken framing", "raw bytes", "502, connection not used again"),
+    Row("A17", "redirect", "302 to a sink", "not followed; 502"),
+    Row("A19", "flapping target", "fail_rate 0.5", "success >= 99.9 % with 2 targets; extra load <= 20 %"),
+    Row("A20", "one slow target among fast ones", "latency proxy", "load shifts; the tail stays near the fast one"),
+    Row("A22", "wrong clock and duplicate ids upstream", "fixed ids", "ours are used"),
+    Row("A23", "embedded model server dies", "SEGV, KILL", "its calls fail, it comes back, the gateway stays"),
+    # B. A caller misbehaves on the wire
+    Row("B1", "leaves while queued", "FIN, RST, half-close", "out of the queue, never sent upstream"),
+    Row("B2", "leaves before the headers", "FIN, RST, half-close", "upstream closed within 1 s"),
+    Row("B4", "leaves mid-stream, or before the first token", "FIN, RST, half-close", "same; usage of what was made"),
+    Row("B6", "500 leave at once, large bodies", "RST", "health answers all through"),
+    Row("B8", "never reads", "small window", "upstream paused; bounded memory; cut off"),
+    Row("B9", "idle connections", "open only", "good caller unaffected; cap with 503 beyond"),
+    Row("B10", "slow heads", "trickle", "closed within the head's deadline"),
+    Row("B11", "slow bodies", "trickle", "408 below the least rate"),
+    Row("B12", "large heads and addresses", "raw", "431, 431, 414"),
+    Row("B13", "malformed framing", "raw, directly and behind nginx", "400 and closed; equal request counts"),
+    Row("B16", "method tunnelling, TRACE, CONNECT", "raw", "405, or the method as sent"),
+    Row("B17", "HTTP/1.0, 100 pipelined, Expect", "raw", "correct, or a clean refusal"),
+    Row("B18", "compressed request body", "gzip bomb", "415"),
+    # C. What requests hold
+    Row("C1", "not JSON in many ways", "corpus", "400"),
+    Row("C3", "body past the limit", "length, endless chunks", "413 early"),
+    Row("C4", "numbers out of range", "corpus", "400 that names the field"),
+    Row("C5", "unknown fields", "corpus", "dangerous ones 400, others dropped and named; never forwarded"),
+    Row("C6", "hostile schemas", "recursion, 1 MB, patterns", "400 at once"),
+    Row("C7", "wrong types everywhere", "generated", "400 in the envelope, no 5xx"),
+    Row("C8", "unknown model, another's model", "", "404, or a refusal that tells nothing"),
+    Row("C9", "model removed during the request", "reload", "the request finishes on its snapshot"),
+    Row("C10", "broken order of messages, 10,000 messages", "corpus", "400 or passed on"),
+    Row("C11", "image addresses that lead inside", "corpus", "400 before any packet leaves"),
+    Row("C13", "redirecting image addresses", "corpus", "refused; nothing fetched"),
+    Row("C14", "hostile images", "corpus", "400 before anything is decoded"),
+    Row("C15", "data: URL of 50 MB", "", "413"),
+    Row("C16", "markdown image in plain text", "", "nothing fetched"),
+    # D. Keys
+    Row("D1", "bad keys of every kind", "corpus", "401, the same body"),
+    Row("D5", "key in the query or a cookie", "", "401, and not in the logs"),
+    # J. Load and operation
+    Row("J2", "one tenant floods", "ten-fold", "the other tenant's success and p99 hold"),
+    Row("J3", "few descriptors, little memory", "limits", "sheds, recovers, never dies"),
+    Row("J5", "rolling restart under streams", "SIGTERM, nginx", "no refused connection; streams end or are told"),
+    Row("J7", "DNS failure, IPv6 only, proxies in the environment", "", "clear error; proxies ignored"),
+)

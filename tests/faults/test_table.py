@@ -1,0 +1,37 @@
+"""The table of rows and the tests are the same set."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from pathlib import Path
+
+from tests.faults.table import ROWS
+
+
+def _marked() -> Counter[str]:
+    """Returns how many tests each row has."""
+    found: Counter[str] = Counter()
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if path.name == Path(__file__).name:
+            continue
+        module = importlib.import_module(f"tests.faults.{path.stem}")
+        for name, function in vars(module).items():
+            if name.startswith("test_"):
+                for mark in getattr(function, "pytestmark", ()):
+                    if mark.name == "row":
+                        found.update(mark.args)
+    return found
+
+
+def test_every_row_has_a_test() -> None:
+    """A promise without a test is not a promise."""
+    marked = _marked()
+    assert [row.id for row in ROWS if not marked[row.id]] == []
+
+
+def test_every_test_names_a_known_row() -> None:
+    """No test is tied to a row that is not in the table, and no row is there twice."""
+    ids = Counter(row.id for row in ROWS)
+    assert set(_marked()) <= set(ids)
+    assert max(ids.values()) == 1
