@@ -26,7 +26,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,7 +173,7 @@ def _pip(environment: Environment, *arguments: str | Path) -> None:
 
 
 def _create_venv(environment: Environment) -> None:
-    venv.create(environment.venv, clear=True, with_pip=True)
+    _run("python -m venv", sys.executable, "-m", "venv", "--clear", environment.venv)
 
 
 def _site_packages(environment: Environment) -> Path:
@@ -252,11 +251,11 @@ def _convert(environment: Environment) -> None:
     gguf = environment.folder / "gguf"
     _run("the conversion of the model", environment.python, "-c", CONVERT, gguf, Path(GGUF_MEMBER).name, part)
     part.rename(environment.model)
-    shutil.rmtree(gguf)
 
 
 def _check_import(environment: Environment) -> None:
     """vLLM must find itself and choose the CPU; this also compiles its modules, so that the first start is quicker."""
+    shutil.rmtree(environment.folder / "gguf", ignore_errors=True)  # converted, and that step is marked
     _run(
         "the first import of vLLM",
         environment.python,

@@ -100,6 +100,29 @@ def test_the_usage_row_has_the_engines_numbers(through: Door, passerelle: Gatewa
     assert (row["model"], row["status"], row["attempts"], row["stream"]) == (MODEL, 200, 1, False)
 
 
+def test_the_usage_command_adds_up_what_vllm_billed(through: Door, passerelle: Gateway) -> None:
+    """``passerelle usage --json`` shows the sums of vLLM's own figures, while the gateway runs."""
+
+    def totals() -> list[int]:
+        lines = [line for line in json.loads(passerelle.command("usage", "--json")) if line["name"] == "house-model"]
+        return [sum(line[name] for line in lines) for name in ("calls", "prompt_tokens", "completion_tokens")]
+
+    before = totals()
+    bodies = [CHATS[name] | {"model": "house-model"} for name in ("plain", "two-choices")]
+    ids = ["billed-0", "billed-1"]
+    billed = [
+        through.ask(CHAT, body, **{"x-request-id": name})["usage"] for name, body in zip(ids, bodies, strict=True)
+    ]
+    for name in ids:
+        passerelle.usage_row(name)
+
+    assert totals() == [
+        before[0] + 2,
+        before[1] + sum(usage["prompt_tokens"] for usage in billed),
+        before[2] + sum(usage["completion_tokens"] for usage in billed),
+    ]
+
+
 def test_the_request_id_goes_all_the_way(through: Door) -> None:
     """The caller's request id is echoed and reaches vLLM, which builds the answer's id from it."""
     answer = through.post(CHAT, chat("Hi", max_tokens=1), **{"x-request-id": "all-the-way.1"})

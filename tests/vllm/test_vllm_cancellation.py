@@ -39,7 +39,7 @@ def stays_idle(server: Vllm) -> bool:
 def test_leaving_a_stream_frees_the_engine(through: Door, vllm_server: Vllm, passerelle: Gateway, path: str) -> None:
     """The client closes mid-stream: vLLM stops decoding within two seconds, and the row keeps what was relayed."""
     body = chat(LONG_PROMPT, **ENDLESS) if path == CHAT else completion(LONG_PROMPT, **ENDLESS)
-    request_id = f"left-{path.rpartition('/')[2]}"
+    request_id = "left-chat" if path == CHAT else "left-completion"
     idle(vllm_server)
     seen = 0
     with through.client.stream(
@@ -87,7 +87,8 @@ def test_leaving_before_the_answer_frees_the_engine(through: Door, vllm_server: 
 def test_a_reset_frees_the_engine(vllm_server: Vllm, passerelle: Gateway) -> None:
     """A client that vanishes with a TCP reset before the first token counts as gone as well."""
     idle(vllm_server)
-    body = msgspec.json.encode(completion(SEA * 150, **ENDLESS) | {"stream": True})  # a long prompt: time to prefill
+    long = completion(SEA * 150, max_tokens=800, ignore_eos=True, stream=True)  # its prefill takes a while
+    body = msgspec.json.encode(long)
     head = (
         f"POST {COMPLETION} HTTP/1.1\r\nhost: 127.0.0.1:{passerelle.port}\r\nauthorization: Bearer {passerelle.key}\r\n"
         f"x-request-id: vanished\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"

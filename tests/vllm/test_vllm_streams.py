@@ -21,6 +21,10 @@ def same_stream(direct: Door, through: Door, path: str, body: JsonObject, **head
     wanted = direct.stream(path, body)
     got = through.stream(path, body, **headers)
     assert got.result == wanted.result
+    if "stream_options" not in body:
+        # vLLM says its fingerprint on the last event. We always ask for usage, so that is the usage event, which a
+        # client that did not ask is not shown: the one thing it misses.
+        assert wanted.events[-1].pop("system_fingerprint")
     assert shapes(got.events) == shapes(wanted.events)
     assert got.done
     return got
@@ -51,7 +55,7 @@ def test_usage_is_kept_by_us_when_the_client_did_not_ask(
     direct: Door, through: Door, passerelle: Gateway, path: str, body: JsonObject
 ) -> None:
     """Without ``include_usage`` the client sees no usage event, as without us, and our row has the engine's numbers."""
-    request_id = f"quiet-{path.rpartition('/')[2]}"
+    request_id = "quiet-chat" if path == CHAT else "quiet-completion"
     asked = direct.stream(path, body | USAGE).usages[0]
     stream = same_stream(direct, through, path, body, **{"x-request-id": request_id})
     row = passerelle.usage_row(request_id)
