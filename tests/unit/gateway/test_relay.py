@@ -249,12 +249,15 @@ async def test_a_document_gives_its_usage() -> None:
     """The usage of a whole answer, cached tokens included, is the engine's."""
     made = call(model="public", upstream="up")
     usage = {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
-    body = await read_document(made, Script([msgspec.json.encode({"model": "up", "usage": usage})]))
+    document = {"model": "up", "choices": [{"index": 0}], "usage": usage}
+    body = await read_document(made, Script([msgspec.json.encode(document)]))
     assert msgspec.json.decode(body)["model"] == "public"
     assert (made.usage.prompt_tokens, made.usage.cached_tokens, made.usage.completion_tokens) == (5, 4, 3)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'{"usage": "many"}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[1]", b'{"usage": "many"}', b"\xff", b'{"error":{}}', b'{"choices":[]}']
+)
 async def test_a_document_that_is_none_is_broken(body: bytes) -> None:
     """An answer that is not JSON of the expected shape never reaches the caller."""
     with pytest.raises(EngineBroke):
