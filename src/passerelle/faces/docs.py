@@ -25,6 +25,7 @@ _PAGE = b"""<!doctype html>
 <title>Passerelle API</title>
 <link rel="icon" href="docs/favicon.png">
 <link rel="stylesheet" href="docs/swagger-ui.css">
+<style>.swagger-ui .responses-table td { overflow-wrap: anywhere }</style>
 </head>
 <body>
 <div id="swagger-ui"></div>
@@ -44,8 +45,8 @@ _DESCRIPTION = """\
 One front door for an organisation's own language models. Send your key as a bearer token
 (`Authorization: Bearer sk-pas-…`), or as `x-api-key`.
 
-Each of OpenAI's routes is there with `/v1` and without it. `x-request-id` is taken from the request, or made, and is in
-every answer. Every error has OpenAI's envelope.
+Each of OpenAI's routes is there with `/v1` and without it. An `x-request-id` is taken from the request, or made, and
+is echoed. Every error has OpenAI's envelope.
 """
 _TAGS = [
     {"name": "OpenAI", "description": "What OpenAI's clients call. Needs a key with the scope `inference`."},
