@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import ceil
 
 from passerelle.domain.client import Client
 from passerelle.domain.errors import PasserelleError, Unavailable
 from passerelle.gateway.call import Call
 from passerelle.gateway.health import HealthState
 from passerelle.gateway.queue import FairQueue, FlowKey, Lease, QueueRules
+from passerelle.gateway.shared import Seat
 from passerelle.gateway.targets import Pool
 
 
@@ -23,9 +25,16 @@ class AdmissionRules:
 
 
 class Admission:
-    """Holds the queues. A model's queue lives as long as its pool."""
+    """Holds the queues. A model's queue lives as long as its pool.
 
-    def __init__(self, rules: AdmissionRules, queue_rules: QueueRules | None = None) -> None:
+    ``seat`` is this worker's place among several: they share what a model can bear, and each has its part of the room.
+    """
+
+    def __init__(
+        self, rules: AdmissionRules, queue_rules: QueueRules | None = None, *, seat: Seat | None = None
+    ) -> None:
+        self._seat = seat
+        self._max_waiting = rules.max_waiting if seat is None else ceil(rules.max_waiting / seat.workers)
         self._rules = rules
         self._queue_rules = queue_rules or QueueRules()
         self._queues: dict[str, tuple[Pool, FairQueue]] = {}
@@ -35,7 +44,12 @@ class Admission:
         known = self._queues.get(pool.name)
         if known is not None and known[0] is pool:
             return known[1]
-        queue = FairQueue(pool.capacity, self._rules.max_waiting, rules=self._queue_rules)
+        cell = None
+        if self._seat is not None:
+            if known is not None:
+                known[1].cell = None  # a model of that name was here before: what runs of it is not counted any more
+            cell = self._seat.model(pool.name)
+        queue = FairQueue(pool.capacity, self._max_waiting, rules=self._queue_rules, cell=cell)
         pool.watch(queue.resize)
         self._queues[pool.name] = (pool, queue)
         return queue

@@ -70,6 +70,8 @@ class Attempts:
         while True:
             state = pool.pick(_hint(call), exclude=tried) if tried else pool.pick(_hint(call))
             if state is None:
+                state = await pool.pick_when_free(_hint(call), exclude=tried)
+            if state is None:
                 raise _conclude(failures) if failures else pool.refusal()
             try:
                 await self._try(call, state, client, started)

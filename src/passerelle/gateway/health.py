@@ -28,6 +28,7 @@ from enum import StrEnum
 from math import inf
 
 from passerelle.engines.base import Probe, Readiness
+from passerelle.gateway.shared import Hint
 
 
 class HealthState(StrEnum):
@@ -95,6 +96,7 @@ class Health:
         "_busy_why",
         "_drain_why",
         "_eject_why",
+        "_ejected_at",
         "_ejected_until",
         "_ejections",
         "_failed_probes",
@@ -123,6 +125,8 @@ class Health:
         self._last_success = -inf
         self._ejections = 0
         self._ejected_until: float | None = None
+        self._ejected_at = -inf
+        """When it was put out or brought back last, here or at another worker."""
         self._half_open = False
         self._trial = False
         self._readmitted_at = -inf
@@ -265,6 +269,31 @@ class Health:
         self._probed, self._failed_probes = Readiness.READY, 0
         self._settle()
 
+    def hint(self) -> Hint:
+        """Returns what other workers should know: that it was put out or brought back, and that it is busy."""
+        return Hint(self._ejected_until, self._ejected_at, self._ejections, self._eject_why, self._busy_until)
+
+    def hear(self, hint: Hint) -> bool:
+        """Takes over what another worker found; the later finding counts. False when it may not be put out now."""
+        if hint.busy_until > max(self._busy_until, self._around.clock()):
+            self._busy_until, self._busy_why = hint.busy_until, "said to another worker that it is overloaded"
+        elif hint.ejected_at <= self._ejected_at:
+            return True
+        if hint.ejected_at > self._ejected_at:
+            if hint.ejected_until is None:
+                if self._ejected_until is not None:
+                    self._readmit("answers another worker again")
+            elif self.out or self._around.may_leave():
+                self._half_open = self._trial = False
+                self._ejections, self._eject_why = hint.ejections, hint.eject_why
+                self._ejected_until = hint.ejected_until
+            else:
+                self._settle()
+                return False
+            self._ejected_at = hint.ejected_at
+        self._settle()
+        return True
+
     def tick(self) -> None:
         """Lets time pass: a time out ends in half-open, a busy target is tried again. Cheap when nothing is due."""
         if self._around.clock() >= self.due:
@@ -281,13 +310,14 @@ class Health:
         self._ejections += 1
         term_s = rules.ejection_s * self._ejections * (1.0 + rules.jitter * self._around.draw())
         self._ejected_until = now + min(term_s, rules.max_ejection_s)
+        self._ejected_at = now
         self._half_open = self._trial = False
         self._eject_why = why
         self._settle()
 
     def _readmit(self, why: str) -> None:
         if self._ejected_until is not None:
-            self._readmitted_at = self._around.clock()
+            self._readmitted_at = self._ejected_at = self._around.clock()
         self._ejected_until = None
         self._half_open = self._trial = False
         self._window = self.consecutive_failures = 0

@@ -41,6 +41,7 @@ from math import ceil, exp, inf
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from passerelle.domain.errors import Overloaded, PasserelleError
+from passerelle.gateway.shared import POLL_S, ModelCell
 
 _MIN_WEIGHT = 1e-3
 
@@ -293,7 +294,9 @@ class FairQueue:
     """The leases and the waiting room of one model.
 
     ``capacity`` is the number of leases at a time, None for any number; ``max_waiting`` the places in the room.
-    ``clock`` gives monotonic seconds, ``call_later`` schedules (by default the running event loop).
+    ``clock`` gives monotonic seconds, ``call_later`` schedules (by default the running event loop). ``cell`` is where
+    several workers share a model: ``capacity`` then holds over all of them, and a queue whose waiters need what another
+    worker frees looks for it every `POLL_S`.
     """
 
     def __init__(
@@ -304,7 +307,9 @@ class FairQueue:
         rules: QueueRules | None = None,
         clock: Callable[[], float] = time.monotonic,
         call_later: CallLater | None = None,
+        cell: ModelCell | None = None,
     ) -> None:
+        self.cell = cell
         self.max_waiting = max_waiting
         self.active = 0
         """Leases that are out."""
@@ -319,6 +324,7 @@ class FairQueue:
         self._job_credit = 0.0
         self._watching = 0
         self._announcing = False
+        self._polling = False
 
     @property
     def capacity(self) -> int | None:
@@ -328,6 +334,8 @@ class FairQueue:
     def try_acquire(self) -> Lease | None:
         """Returns a lease if a slot is free and nobody waits; None otherwise. The fast path."""
         if self.waiting or self.active >= self._capacity:
+            return None
+        if self.cell is not None and not self.cell.take_free(self.active + 1, self._capacity):
             return None
         self.active += 1
         return Lease(self, 0.0)
@@ -359,6 +367,8 @@ class FairQueue:
         waiter = self._enter(flow, weight, organisation_weight, priority, deadline, cost)
         if on_position is not None:
             self._watch(waiter, on_position)
+        if self.cell is not None:
+            self._poll()
         try:
             return await waiter.future
         except BaseException:
@@ -368,6 +378,8 @@ class FairQueue:
     def returned(self) -> None:
         """A lease ended; called by `Lease.release`."""
         self.active -= 1
+        if self.cell is not None:
+            self.cell.set_active(self.active)
         if self.waiting:
             self._rate.count(self._clock())
             self._grant()
@@ -459,6 +471,8 @@ class FairQueue:
             raise self._overloaded("Too many requests are waiting for this model; retry later.", None)
         if not self.waiting:
             self._rate.resume(now)
+            if self.cell is not None:
+                self.cell.begin_waiting()
         loop = asyncio.get_running_loop()
         line = self._lines[priority]
         group = line.children.get(key.organisation)
@@ -473,6 +487,8 @@ class FairQueue:
         group.arrived(flow, weight)
         line.arrived(group, organisation_weight)
         self.waiting += 1
+        if self.cell is not None:
+            self.cell.set_waiting(self.waiting)
         waiter.position = self._estimate(line, group, flow, priority)
         if deadline != inf:
             waiter.timer = (self._call_later or loop.call_later)(deadline - now, partial(self._expire, waiter))
@@ -546,6 +562,8 @@ class FairQueue:
         group.departed(flow)
         line.departed(group)
         self.waiting -= 1
+        if self.cell is not None:
+            self.cell.set_waiting(self.waiting)
         if waiter.on_position is not None:
             waiter.on_position = None
             self._watching -= 1
@@ -557,6 +575,8 @@ class FairQueue:
         """Hands out what is free."""
         while self.waiting and self.active < self._capacity:
             now = self._clock()
+            if self.cell is not None and not self._take_turn(self.cell, now):
+                return
             line = self._next_line(now)
             group = line.first()
             flow = group.first()
@@ -564,6 +584,8 @@ class FairQueue:
             if waiter.future.done():
                 self._remove(waiter)
                 self.counts.cancelled += 1
+                if self.cell is not None:
+                    self.cell.set_active(self.active)
                 continue
             if line is self._lines[Priority.JOB]:
                 self._job_credit = max(0.0, self._job_credit - 1.0)
@@ -573,6 +595,22 @@ class FairQueue:
             self.active += 1
             self.counts.granted += 1
             waiter.future.set_result(Lease(self, now - waiter.since))
+
+    def _take_turn(self, cell: ModelCell, now: float) -> bool:
+        """Whether one who waits here gets the next lease of all workers."""
+        weight = sum(line.active_weight for line in self._lines)
+        return cell.take_turn(self.active + 1, self._capacity, 1.0 / max(weight, _MIN_WEIGHT), now)
+
+    def _poll(self) -> None:
+        """Looks for leases that other workers gave back, while somebody waits here."""
+        if not self._polling:
+            self._poll_again()
+
+    def _poll_again(self) -> None:
+        self._grant()
+        self._polling = self.waiting > 0 and self.cell is not None
+        if self._polling:
+            (self._call_later or asyncio.get_running_loop().call_later)(POLL_S, self._poll_again)
 
     def _next_line(self, now: float) -> Group[Group[Flow]]:
         """Returns the priority whose turn it is, and counts the credit of jobs while both wait."""

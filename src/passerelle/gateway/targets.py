@@ -14,21 +14,24 @@ same with 2 targets as with 1,000.
 A reload keeps the state of every target whose id stays. A target that left is draining until its last running answer
 has ended; a model that left keeps its pool for the requests that hold it.
 
-Counts are of this process: each worker knows its own requests.
+Counts are of this process. With several workers each target has a cell (`shared`) through which ``max_concurrent``
+holds over all of them: a pick claims its slot there, and a target that is full by what others run is *crowded*.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf
 from typing import TYPE_CHECKING
 
 from passerelle.domain.errors import Overloaded, PasserelleError, Unavailable
 from passerelle.domain.model import Model, Target
 from passerelle.gateway.health import Health, HealthRules, HealthState, Surroundings
+from passerelle.gateway.shared import POLL_S, Hint, Seat, TargetCell
 
 if TYPE_CHECKING:
     from passerelle.gateway.policies.base import Policy, RoutingHint
@@ -104,18 +107,21 @@ class TargetState:
         "_measured_at",
         "bears",
         "broken",
+        "cell",
         "completed",
         "first_byte_s",
         "health",
         "id",
         "leaving",
         "limit",
+        "others",
         "outstanding",
         "outstanding_tokens",
         "pool",
         "position",
         "share",
         "started",
+        "switched_at",
         "target",
         "tier",
         "weight",
@@ -141,6 +147,12 @@ class TargetState:
         self.broken = 0
         self.leaving = False
         """No longer in the catalog."""
+        self.cell: TargetCell | None = None
+        """Where the workers share what they know of it; None when there is one worker."""
+        self.others = 0
+        """How many requests other workers have there, as far as that keeps ours away."""
+        self.switched_at = -inf
+        """When an operator drained it or put it back, in monotonic seconds."""
         self.pool: Pool | None = None
         self.tier: Candidates | None = None
         self.position = -1
@@ -162,7 +174,7 @@ class TargetState:
     @property
     def full(self) -> bool:
         """Whether all its slots are taken."""
-        return self.limit is not None and self.outstanding >= self.limit
+        return self.limit is not None and self.outstanding + self.others >= self.limit
 
     def begin(self, tokens: int = 0) -> Flight:
         """A request of about ``tokens`` tokens goes there now. Call it right after the pick, with no await between."""
@@ -171,8 +183,10 @@ class TargetState:
         self.outstanding_tokens += tokens
         if self.position >= 0:
             self.tier.outstanding += 1  # type: ignore[union-attr]
-            if self.limit is not None and self.outstanding >= self.limit:
+            if self.limit is not None and self.outstanding + self.others >= self.limit:
                 self.refresh()
+        if self.cell is not None:
+            self.cell.count(self)
         trial = self.health.half_open and self.health.begin()
         return Flight(self, tokens, trial)
 
@@ -180,6 +194,8 @@ class TargetState:
         """The counterpart of ``begin``; called by `Flight.end`."""
         self.outstanding -= 1
         self.outstanding_tokens -= tokens
+        if self.cell is not None:
+            self.cell.count(self)
         if self.position >= 0:
             self.tier.outstanding -= 1  # type: ignore[union-attr]
         elif self.pool is not None:
@@ -190,7 +206,7 @@ class TargetState:
         tier = self.tier
         if tier is None:
             return
-        wanted = self.health.usable and not (self.limit is not None and self.outstanding >= self.limit)
+        wanted = self.health.usable and not (self.limit is not None and self.outstanding + self.others >= self.limit)
         if wanted and self.position < 0:
             tier.enter(self)
         elif not wanted and self.position >= 0:
@@ -276,6 +292,8 @@ class Pool:
         self.due = inf
         """When `tick` has something to do, in monotonic seconds; perhaps too early, never too late."""
         self._clock = clock
+        self._crowded: set[TargetState] = set()
+        self._recount_at = 0.0
         self._departed: tuple[TargetState, ...] = ()
         self._tiers: list[Candidates] = []
         self._limit: int | None = None
@@ -344,10 +362,50 @@ class Pool:
         exclude: Collection[TargetState] = (),
     ) -> TargetState | None:
         """Returns the target the model's policy chooses among the candidates; None when there are none."""
-        candidates = self.candidates(labels, exclude)
-        if candidates is None:
-            return None
-        return candidates[0] if len(candidates) == 1 else self.policy.pick(candidates, hint)
+        if self._crowded and self._clock() >= self._recount_at:
+            self.recount()
+        while (candidates := self.candidates(labels, exclude)) is not None:
+            state = candidates[0] if len(candidates) == 1 else self.policy.pick(candidates, hint)
+            if state.cell is None or state.limit is None:
+                return state
+            others = state.cell.claim(state.outstanding + 1, state.limit)
+            if others is None:
+                return state
+            state.others = others
+            state.refresh()
+            self._crowded.add(state)
+        return None
+
+    async def pick_when_free(self, hint: RoutingHint, exclude: Collection[TargetState] = ()) -> TargetState | None:
+        """Returns what `pick` does, after waiting while requests of other workers alone are in the way.
+
+        Who holds a lease finds a slot, though not always at once: the workers see each other's leases and slots end
+        one after the other.
+        """
+        while (state := self.pick(hint, exclude=exclude)) is None:
+            if not any(crowded.health.usable and crowded not in exclude for crowded in self._crowded):
+                return None
+            await asyncio.sleep(POLL_S)
+        return state
+
+    def recount(self) -> None:
+        """Looks again at what other workers run where that matters: at crowded targets, and at those out of use."""
+        self._recount_at = self._clock() + POLL_S
+        for state in self._crowded:
+            state.others = 0 if state.cell is None else state.cell.others()
+            if not state.full:
+                state.others = 0
+            state.refresh()
+        self._crowded = {state for state in self._crowded if state.tier is not None and state.others}
+
+    def recount_unsure(self) -> None:
+        """Capacity counts what others still run at targets that are out of use or on trial, as it counts our own."""
+        for state in self.members:
+            if state.cell is not None and (not state.health.usable or state.health.half_open):
+                state.others = state.cell.others()
+                state.refresh()
+                self._weigh(state)
+        self._publish()
 
     @property
     def serving(self) -> bool:
@@ -395,6 +453,8 @@ class Pool:
         """A target's health changed: its tier, the half rule, the due time and capacity follow."""
         self.due = min(self.due, state.health.due)
         if state.tier is not None:
+            if state.others and state.health.usable:
+                self._crowded.add(state)  # counted while it was out of use
             state.refresh()
             self._weigh(state)
             if state.health.draining or state.health.out:
@@ -422,9 +482,9 @@ class Pool:
         """Counts anew what ``state`` bears."""
         bears: int | None
         if state.tier is None or not state.health.usable:
-            bears = state.outstanding
+            bears = state.outstanding + state.others
         elif state.health.half_open:
-            bears = state.outstanding + (not state.full)
+            bears = state.outstanding + state.others + (not state.full)
         else:
             bears = None if state.limit is None else max(state.limit, state.outstanding)
         if bears != state.bears:
@@ -459,6 +519,7 @@ class Fleet:
 
     ``make_policy`` turns a policy's name into a new `Policy` (`policies.make_policy`). ``on_change`` hears of every
     change of state. ``clock`` is monotonic seconds, ``epoch`` seconds since the epoch, ``draw`` a number in [0, 1).
+    ``seat`` is this worker's place among several: call `sync` a few times a second then.
     """
 
     def __init__(
@@ -470,7 +531,9 @@ class Fleet:
         epoch: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
         on_change: Callable[[StateChange], None] = lambda change: None,
+        seat: Seat | None = None,
     ) -> None:
+        self._seat = seat
         self._make_policy = make_policy
         self._rules = rules or HealthRules()
         self._clock = clock
@@ -504,6 +567,8 @@ class Fleet:
         for name in [name for name in self._pools if name not in names]:
             del self._pools[name]
         self.sweep()
+        if self._seat is not None:
+            self._seat.listen_again()
 
     def pool(self, model: str) -> Pool | None:
         """Returns the pool of a model by its catalog name. A request keeps the one it got, through reloads."""
@@ -526,8 +591,7 @@ class Fleet:
         state = self._states.get(target_id)
         if state is None or state.leaving:
             return False
-        self._drained[target_id] = why
-        state.health.drain(why)
+        self._switch(state, why, self._clock())
         return True
 
     def undrain(self, target_id: str) -> bool:
@@ -535,9 +599,47 @@ class Fleet:
         state = self._states.get(target_id)
         if state is None or state.leaving:
             return False
-        self._drained.pop(target_id, None)
-        state.health.undrain()
+        self._switch(state, None, self._clock())
         return True
+
+    def _switch(self, state: TargetState, drain_why: str | None, at: float) -> None:
+        state.switched_at = at
+        if drain_why is None:
+            self._drained.pop(state.id, None)
+            state.health.undrain()
+        else:
+            self._drained[state.id] = drain_why
+            state.health.drain(drain_why)
+        self._tell(state)
+
+    def _tell(self, state: TargetState) -> None:
+        """Tells the other workers what we know of a target."""
+        if state.cell is not None:
+            drain_why = self._drained.get(state.id)
+            state.cell.tell(replace(state.health.hint(), drain_why=drain_why, switched_at=state.switched_at))
+
+    def sync(self) -> None:
+        """Takes in what other workers found out about targets, and recounts what they run. See `shared`."""
+        if self._seat is None:
+            return
+        for peer, version in self._seat.news().items():
+            again = sum(not self._hear(state, peer) for state in self._states.values())
+            if not again:
+                self._seat.heard(peer, version)
+        for pool in self._pools.values():
+            pool.recount()
+            pool.recount_unsure()
+
+    def _hear(self, state: TargetState, peer: int) -> bool:
+        """Returns False when it has to be asked again."""
+        if state.cell is None or state.leaving:
+            return True
+        hint: Hint | None = state.cell.ask(peer)
+        if hint is None:
+            return False
+        if hint.switched_at > state.switched_at:
+            self._switch(state, hint.drain_why, hint.switched_at)
+        return state.health.hear(hint)
 
     def tick(self) -> None:
         """Lets time pass. Call it a few times a second: waiting requests hear of returning targets by it."""
@@ -551,6 +653,9 @@ class Fleet:
         for state in [state for state in self._states.values() if state.leaving and not state.outstanding]:
             del self._states[state.id]
             self._drained.pop(state.id, None)
+            if state.cell is not None:
+                state.cell.release()
+                state.cell = None
 
     def _enlist(self, target: Target) -> TargetState:
         state = self._states.get(target.id)
@@ -579,10 +684,13 @@ class Fleet:
             state = holder[0]
             if state.pool is not None:
                 state.pool.changed(state)
+            self._tell(state)
             if old is not new:
                 model = state.pool.name if state.pool is not None else ""
                 self._on_change(StateChange(state, model, old, new, state.health.why, state.health.since))
 
         around = Surroundings(self._clock, self._epoch, self._draw, may_leave, on_change)
         holder.append(TargetState(target, Health(self._rules, around), clock=self._clock))
+        if self._seat is not None:
+            holder[0].cell = self._seat.target(target.id)
         return holder[0]
