@@ -67,7 +67,11 @@ class Passerelle:
         self.database = open_database(settings.database, settings.home)
         self.keys = KeyStore(self.database)
         self.authenticator = Authenticator(self.keys, static_key=settings.auth.api_key)
-        self.ledger = Ledger(self.database, flush_interval_s=settings.accounting.flush_interval_s)
+        self.ledger = Ledger(
+            self.database,
+            flush_interval_s=settings.accounting.flush_interval_s,
+            on_lost=self.metrics.usage_lost.inc,
+        )
         self.call_log = CallLog(sys.stderr, settings.logging.format, slow_s=settings.logging.slow_request_s)
 
         # Catalog and engines
@@ -103,6 +107,8 @@ class Passerelle:
             self.metrics,
             errors.stream_event,
         )
+
+        self.authenticator.on_revoked(self.gateway.end_calls_of)
 
         # Faces
         table = RouteTable(

@@ -75,11 +75,11 @@ class AuthSection(Section, frozen=True, kw_only=True):
         Annotated[
             str,
             Meta(
-                min_length=8,
+                min_length=16,
                 max_length=1000,
                 pattern=r"^[!-~]+\Z",
                 description="One static key beside those in the database (`PASSERELLE_API_KEY`).",
-                extra={"secret": True, "accepted": "8 to 1,000 printable ASCII characters without spaces"},
+                extra={"secret": True, "accepted": "16 to 1,000 printable ASCII characters without spaces"},
             ),
         ]
         | None
@@ -92,12 +92,6 @@ class AccountingSection(Section, frozen=True, kw_only=True):
     flush_interval_s: Annotated[
         float, Meta(gt=0, le=60, description="Rows are gathered this long before they are written.", extra=SECONDS)
     ] = 0.2
-    durability: Annotated[
-        Literal["batched", "strict"],
-        Meta(
-            description="`strict`: an answer ends only after its row is written; `batched`: a crash may lose a batch."
-        ),
-    ] = "batched"
 
 
 class QueueSection(Section, frozen=True, kw_only=True):
@@ -156,17 +150,6 @@ class Keys(Section, frozen=True, kw_only=True):
             extra={"secret": True, "accepted": DATABASE_FORMS},
         ),
     ] = "sqlite"
-    redis: (
-        Annotated[
-            str,
-            Meta(
-                pattern=r"^(rediss?|unix)://.",
-                description="Shares limits between nodes (`REDIS_URL` when left out); none when neither is given.",
-                extra={"secret": True, "accepted": "redis://host:port/0, rediss://…, unix://path"},
-            ),
-        ]
-        | None
-    ) = None
     auth: Annotated[AuthSection, Meta(description="Who may call.")] = AuthSection()
     accounting: Annotated[AccountingSection, Meta(description="How usage rows are written.")] = AccountingSection()
     queue: Annotated[QueueSection, Meta(description="Requests that wait for a place at a model.")] = QueueSection()
@@ -312,10 +295,8 @@ def changed_keys(before: Settings, after: Settings) -> tuple[str, ...]:
 
 
 def _add_conventional(document: Document, environ: Mapping[str, str]) -> None:
-    """``DATABASE_URL`` and ``REDIS_URL`` are the defaults of their keys."""
-    entries = document.root.entries
-    for key, variable in (("database", "DATABASE_URL"), ("redis", "REDIS_URL")):
-        text = environ.get(variable)
-        if text and document.root.get(key) is None:
-            mark = Mark(variable)
-            entries[key] = Entry(mark, Scalar(mark, text, loose=True))
+    """``DATABASE_URL`` is the default of ``database``."""
+    text = environ.get("DATABASE_URL")
+    if text and document.root.get("database") is None:
+        mark = Mark("DATABASE_URL")
+        document.root.entries["database"] = Entry(mark, Scalar(mark, text, loose=True))

@@ -48,7 +48,7 @@ def test_with_nothing_configured_there_are_defaults(home: Path) -> None:
     settings = load_settings(None, {"HOME": str(home)})
     assert settings.home == home / ".passerelle"
     assert (settings.server.host, settings.server.port, settings.server.workers) == ("127.0.0.1", 8000, 1)
-    assert (settings.database, settings.redis, settings.auth.api_key) == ("sqlite", None, None)
+    assert (settings.database, settings.auth.api_key) == ("sqlite", None)
     assert (settings.server.max_body_bytes, settings.server.grace_s) == (20 * 1024 * 1024, 30.0)
 
 
@@ -92,11 +92,11 @@ def test_variables_of_every_type(home: Path) -> None:
         PASSERELLE_LOGGING__FORMAT="json",
         PASSERELLE_QUEUE='{"ignored": "single underscores are for other programs"}',
         PASSERELLE_PORT="tcp://10.0.0.1:8000",
-        PASSERELLE_API_KEY="12345678",
+        PASSERELLE_API_KEY="1234567890123456",
         PASSERELLE_RETRY__BUDGET_RATIO="1e-1",
     ).settings
     assert (settings.server.port, settings.server.trusted_hosts) == (9000, ("a.example", "*.b.example"))
-    assert (settings.logging.format, settings.auth.api_key, settings.retry.budget_ratio) == ("json", "12345678", 0.1)
+    assert (settings.logging.format, settings.auth.api_key, settings.retry.budget_ratio) == ("json", "1234567890123456", 0.1)
 
 
 def test_models_can_come_from_a_variable(home: Path) -> None:
@@ -121,8 +121,7 @@ def test_models_can_come_from_a_variable(home: Path) -> None:
         ("PASSERELLE_SERVER__HOST", "\udce9", "server.host: the variable's value is not printable text"),
         ("PASSERELLE_DATABASE__URL", "x", "database: expected text, found keys and values"),
         ("DATABASE_URL", "mysql://u:hunter2@h/d", "database: the value is not accepted (accepted: sqlite, "),
-        ("REDIS_URL", "http://u:hunter2@h", "redis: the value is not accepted (accepted: redis://"),
-        ("PASSERELLE_API_KEY", "short", "auth.api_key: the value is not accepted (accepted: 8 to 1,000 printable"),
+        ("PASSERELLE_API_KEY", "short", "auth.api_key: the value is not accepted (accepted: 16 to 1,000 printable"),
     ],
 )
 def test_a_wrong_variable_is_named(home: Path, name: str, value: str, expected: str) -> None:
@@ -149,25 +148,22 @@ def test_problems_of_settings_and_models_come_together(home: Path) -> None:
     ]
 
 
-def test_database_and_redis_come_from_their_usual_variables(home: Path) -> None:
-    """DATABASE_URL and REDIS_URL are defaults; what the file says wins; empty means left out."""
-    urls = {"DATABASE_URL": "postgresql://u:p@h/d", "REDIS_URL": "redis://h/0"}
-    settings = load(home, "", **urls).settings
-    assert (settings.database, settings.redis) == (urls["DATABASE_URL"], urls["REDIS_URL"])
-    settings = load(home, "database: sqlite:///x.db\nredis: redis://other\n", **urls).settings
-    assert (settings.database, settings.redis) == ("sqlite:///x.db", "redis://other")
-    settings = load(home, "database: ${DATABASE_URL:-sqlite}\nredis: ${REDIS_URL:-}\n").settings
-    assert (settings.database, settings.redis) == ("sqlite", None)
+def test_the_database_comes_from_its_usual_variable(home: Path) -> None:
+    """DATABASE_URL is the default; what the file says wins; empty means left out."""
+    url = "postgresql://u:p@h/d"
+    assert load(home, "", DATABASE_URL=url).settings.database == url
+    assert load(home, "database: sqlite:///x.db\n", DATABASE_URL=url).settings.database == "sqlite:///x.db"
+    assert load(home, "database: ${DATABASE_URL:-sqlite}\n").settings.database == "sqlite"
 
 
 def test_secrets_are_in_no_repr_and_no_message(home: Path) -> None:
     """Keys and URLs with passwords stay out of whatever is printed."""
     configuration = load(
         home,
-        "auth: {api_key: hunter2hunter2}\ndatabase: postgresql://u:hunter2@h/d\nredis: redis://:hunter2@h\n"
+        "auth: {api_key: hunter2hunter2hunter2}\ndatabase: postgresql://u:hunter2@h/d\n"
         "models: [{name: a, targets: [{url: 'http://h', api_key: hunter2}]}]\n",
     )
-    assert configuration.settings.auth.api_key == "hunter2hunter2"
+    assert configuration.settings.auth.api_key == "hunter2hunter2hunter2"
     assert "hunter2" not in repr(configuration)
     text = "auth: {api_key: 'hunter 2'}\ndatabase: mysql://u:hunter2@h\nserver: {port: '${PASSWORD}'}\n"
     lines = problems(home, text, PASSWORD="hunter2")

@@ -20,7 +20,6 @@ PREFIX = "PASSERELLE_"
 # Kubernetes sets PASSERELLE_PORT and the like for a service of that name: a single underscore is believed only here.
 _SINGLE = {
     "PASSERELLE_DATABASE": ("database",),
-    "PASSERELLE_REDIS": ("redis",),
     "PASSERELLE_MODELS": ("models",),
     "PASSERELLE_MODELS_FILE": ("models_file",),
     "PASSERELLE_API_KEY": ("auth", "api_key"),

@@ -35,8 +35,8 @@ PASSERELLE_SERVER__PORT=9000
 PASSERELLE_SERVER__TRUSTED_HOSTS='["llm.example.org", "*.example.net"]'     # lists and tables are JSON
 ```
 
-`PASSERELLE_API_KEY`, `PASSERELLE_DATABASE`, `PASSERELLE_REDIS`, `PASSERELLE_MODELS` and `PASSERELLE_MODELS_FILE` are
-short for the keys of those names. `DATABASE_URL` and `REDIS_URL` are used when `database` and `redis` are left out.
+`PASSERELLE_API_KEY`, `PASSERELLE_DATABASE`, `PASSERELLE_MODELS` and `PASSERELLE_MODELS_FILE` are short for the keys of
+those names. `DATABASE_URL` is used when `database` is left out.
 `LLM_TABLE`, a list such as `[("albert-light", "http://host:8082")]`, adds OpenAI-compatible servers as models.
 
 ## Variables in values

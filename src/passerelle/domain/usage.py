@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 
 class UsageSource(StrEnum):
     """Where token numbers come from; an engine's own figure is never replaced by an estimate."""
@@ -45,8 +47,7 @@ class Outcome(StrEnum):
     """A deadline passed."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRow:
+class UsageRow(msgspec.Struct, frozen=True):
     """One settled call, as the ledger keeps it. Times are in milliseconds; ``at_ms`` is the arrival since the epoch."""
 
     id: str

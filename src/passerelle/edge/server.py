@@ -15,7 +15,6 @@ import uvicorn
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.protocol import DirectPath, EdgeProtocol
 
-
 BACKLOG = 4096
 
 

@@ -24,7 +24,7 @@ class ManagedEngine:
     def __init__(self, inner: Engine, addresses: Mapping[str, ChildAddress]) -> None:
         self._inner = inner
         self._addresses = addresses
-        self._placed: dict[Target, Target] = {}
+        self._placed: dict[str, tuple[Target, Target]] = {}
 
     async def send(self, request: Request, target: Target, *, request_id: str, timeout_s: float) -> Reply:
         """As `Engine.send`. A target without a child here raises EngineRefused."""
@@ -49,11 +49,12 @@ class ManagedEngine:
         """Nothing of its own to close: the inner engine belongs to the registry."""
 
     def _place(self, target: Target) -> Target | None:
-        placed = self._placed.get(target)
-        if placed is None:
-            address = self._addresses.get(target.id)
-            if address is None:
-                return None
-            placed = replace(target, url=f"{address.url}/v1", api_key=address.api_key)
-            self._placed[target] = placed
+        known = self._placed.get(target.id)
+        if known is not None and known[0] is target:
+            return known[1]
+        address = self._addresses.get(target.id)
+        if address is None:
+            return None
+        placed = replace(target, url=f"{address.url}/v1", api_key=address.api_key)
+        self._placed[target.id] = target, placed
         return placed

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from passerelle.catalog.snapshot import Snapshot
 from passerelle.domain.client import Headers
+from passerelle.domain.errors import PasserelleError
 from passerelle.domain.model import Model, Target
 from passerelle.domain.principal import Principal
 from passerelle.domain.request import Request, dropped_header
@@ -59,6 +60,8 @@ class Call:
     status: int = 0
     outcome: Outcome | None = None
     error_code: str | None = None
+    interruption: PasserelleError | None = None
+    """Why its task was cancelled, when it was not the caller who left."""
 
     def remaining_s(self) -> float:
         """Seconds until the overall deadline; negative once it has passed."""

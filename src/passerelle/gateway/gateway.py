@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from passerelle.domain.client import Client
 from passerelle.domain.errors import (
@@ -13,6 +14,7 @@ from passerelle.domain.errors import (
     Overloaded,
     PasserelleError,
     RateLimited,
+    Unauthenticated,
     Unavailable,
     UpstreamTimeout,
 )
@@ -50,6 +52,8 @@ class Gateway:
         self._settlement = settlement
         self._metrics = metrics
         self._render_stream_error = render_stream_error
+        self._running: dict[str, dict[asyncio.Task[Any], Call]] = {}
+        """Calls under way, by key and task."""
 
     async def handle(self, call: Call, client: Client) -> None:
         """Answers the call and records how it ended, whatever happens.
@@ -62,6 +66,8 @@ class Gateway:
         self._metrics.in_flight.inc()
         # One timer instead of asyncio.timeout: this is on every request's path.
         deadline = asyncio.get_running_loop().call_later(max(0.0, call.remaining_s()), _expire, call, task)
+        running = self._running.setdefault(call.principal.key_id, {})
+        running[task] = call
         try:
             await self._run(call, client)
             call.outcome = Outcome.OK
@@ -75,10 +81,7 @@ class Gateway:
             await self._end_with(broken.error, call, client)
         except asyncio.CancelledError:
             task.uncancel()
-            if call.expired:
-                await self._end_late(call, client)
-                return
-            if not client.gone:
+            if call.interruption is not None or not client.gone:
                 await self._interrupt(call, client)
                 return
             call.outcome, call.error_code = Outcome.CANCELLED, "client_left"
@@ -86,6 +89,9 @@ class Gateway:
             self._metrics.cancelled.labels(_phase(call)).inc()
         finally:
             deadline.cancel()
+            del running[task]
+            if not running:
+                self._running.pop(call.principal.key_id, None)
             self._metrics.in_flight.dec()
             if call.outcome is None:
                 call.outcome, call.status = Outcome.FAILED, call.status or 500
@@ -127,21 +133,21 @@ class Gateway:
         client.last()
         await client.end()
 
-    async def _end_late(self, call: Call, client: Client) -> None:
-        """The overall deadline passed."""
-        late = UpstreamTimeout("The request was not answered within its deadline; retry later, or ask for less.")
-        _fail(call, late)
-        if not client.started:
-            raise late
-        await self._end_with(late, call, client)
+    def end_calls_of(self, key_id: str) -> None:
+        """Ends what a key has running: it was revoked, or has expired."""
+        for task, call in self._running.get(key_id, {}).items():
+            call.interruption = Unauthenticated("The key was revoked or has expired; use another.")
+            task.cancel()
 
     async def _interrupt(self, call: Call, client: Client) -> None:
-        """The server stops and will not wait for this answer, or its key was revoked."""
-        error = Unavailable("The answer was interrupted by the server; retry the request.", code="interrupted")
-        call.outcome, call.error_code = Outcome.BROKEN, error.error_code
+        """The deadline passed, the key was revoked, or the server stops and will not wait for this answer."""
+        error = call.interruption or Unavailable(
+            "The answer was interrupted by the server; retry the request.", code="interrupted"
+        )
+        _fail(call, error)
         if not client.started:
-            call.status = error.status
             raise error
+        call.outcome = Outcome.TIMEOUT if isinstance(error, UpstreamTimeout) else Outcome.BROKEN
         await self._end_with(error, call, client)
 
 
@@ -177,8 +183,10 @@ def _fallback(call: Call, model: Model, reason: str, tried: set[str]) -> Model |
     return None
 
 
-def _expire(call: Call, task: asyncio.Task[None]) -> None:
-    call.expired = True
+def _expire(call: Call, task: asyncio.Task[Any]) -> None:
+    call.interruption = UpstreamTimeout(
+        "The request was not answered within its deadline; retry later, or ask for less."
+    )
     task.cancel()
 
 

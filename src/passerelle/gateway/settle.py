@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from passerelle.domain.ids import new_id
+from passerelle.domain.ids import ordered_id
 from passerelle.domain.usage import Outcome, UsageRow
 from passerelle.gateway.call import Call
 from passerelle.telemetry.metrics import Metrics
@@ -57,7 +57,7 @@ class Settlement:
         first_byte_s = call.timings.first_byte_s
         principal, request, usage = call.principal, call.request, call.usage
         row = UsageRow(
-            id=new_id("call"),
+            id=ordered_id("call"),
             at_ms=int(call.arrived_at * 1000),
             request_id=call.request_id,
             organisation=principal.organisation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from passerelle.accounting.ledger import Ledger
 from passerelle.accounting.report import DAY_MS, HOUR_MS, Grouping, usage_report

@@ -15,7 +15,7 @@ from passerelle.cli.check import check
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     """The command alone, in an empty folder with a home of its own."""
     monkeypatch.chdir(tmp_path)
-    for name in ("PASSERELLE_CONFIG", "DATABASE_URL", "REDIS_URL", "LLM_TABLE"):
+    for name in ("PASSERELLE_CONFIG", "DATABASE_URL", "LLM_TABLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PASSERELLE_HOME", str(tmp_path / "home"))
     app = typer.Typer()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 from click.testing import Result
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from passerelle.accounting.ledger import Ledger
