@@ -185,11 +185,8 @@ class StreamRelay:
         if block.count(b"\n\n") == 1:
             out = block if self._inspect(block) else b""
         else:
-            kept: list[bytes] = []
-            for part in block.split(b"\n\n"):
-                if part and self._inspect(part + b"\n\n"):
-                    kept.append(part + b"\n\n")
-            out = b"".join(kept)
+            events = [part + b"\n\n" for part in block.split(b"\n\n") if part]
+            out = b"".join([event for event in events if self._inspect(event)])
         if out and self._rename is not None:
             out = self._rename(out)
         if out or self._tail:
