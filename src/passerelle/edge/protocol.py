@@ -27,6 +27,7 @@ from uvicorn.server import ServerState
 
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import BadRequest, PasserelleError, RequestTimeout
+from passerelle.domain.ids import new_id
 from passerelle.edge.asgi import STALL_S, refuse_compressed, too_large
 from passerelle.edge.exchange import ClientGone
 
@@ -70,12 +71,17 @@ _STATUS_LINES = {status.value: _status_line(status.value) for status in http.HTT
 
 def refusal(status: int, code: str, message: str) -> bytes:
     """Returns a whole answer for a request that cannot even be dispatched; the connection closes after it."""
-    body = msgspec.json.encode(
-        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-    )
-    return (
-        _STATUS_LINES[status] + b"content-type: application/json\r\nconnection: close\r\n"
-        b"content-length: %d\r\n\r\n" % len(body) + body
+    request_id = new_id("req")
+    kind = "invalid_request_error" if status < 500 else "overloaded_error"
+    error = {"message": message, "type": kind, "param": None, "code": code, "request_id": request_id}
+    body = msgspec.json.encode({"error": error})
+    return _STATUS_LINES[
+        status
+    ] + b"content-type: application/json\r\nconnection: close\r\nx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+        request_id.encode(),
+        b"retry-after: 1\r\n" if status == 503 else b"",
+        len(body),
+        body,
     )
 
 
