@@ -89,6 +89,7 @@ COMPLETIONS: dict[str, JsonObject] = {
     "logprobs": completion("One, two, three,", logprobs=2, max_tokens=4),
     "echo": completion("A, B, C,", echo=True, max_tokens=4),
     "two-prompts": completion(["A, B, C,", "One, two, three,"], max_tokens=4),
+    "eight-prompts": completion([f"Item {i}, two, three," for i in range(8)], max_tokens=8),
     "token-ids": completion("") | {"prompt": [19556, 905], "max_tokens": 4},
     "suffix-of-a-cached-prefix": completion(LONG_PROMPT),
     "seeded": completion("Once upon a time", temperature=0.9, seed=3),
