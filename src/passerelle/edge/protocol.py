@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from passerelle.domain.client import Headers
-from passerelle.domain.errors import BadRequest, PasserelleError, RequestTimeout
+from passerelle.domain.errors import BadRequest, HeadersTooLarge, PasserelleError, RequestTimeout
 from passerelle.domain.ids import new_id
 from passerelle.edge.asgi import STALL_S, refuse_compressed, too_large
 from passerelle.edge.exchange import ClientGone
@@ -75,14 +75,14 @@ def refusal(status: int, code: str, message: str) -> bytes:
     kind = "invalid_request_error" if status < 500 else "overloaded_error"
     error = {"message": message, "type": kind, "param": None, "code": code, "request_id": request_id}
     body = msgspec.json.encode({"error": error})
-    return _STATUS_LINES[
-        status
-    ] + b"content-type: application/json\r\nconnection: close\r\nx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
-        request_id.encode(),
+    fields = [
+        _STATUS_LINES[status],
+        b"content-type: application/json\r\nconnection: close\r\n",
+        b"x-request-id: %b\r\n" % request_id.encode(),
         b"retry-after: 1\r\n" if status == 503 else b"",
-        len(body),
-        body,
-    )
+        b"content-length: %d\r\n\r\n" % len(body),
+    ]
+    return b"".join(fields) + body
 
 
 class DirectExchange:
@@ -312,6 +312,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._refused = False
         self._stalled_since = 0.0
         self._stalled_bytes = 0
+        self._progress = False
+        self._silent_bytes = 0  # received in a row without a head, a piece of a body or an end
 
     # Connection
 
@@ -329,8 +331,17 @@ class EdgeProtocol(HttpToolsProtocol):
         self._queued.clear()
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
+        if self._refused:
+            return
+        self._progress = False
+        super().data_received(data)
+        if self._progress:
+            self._silent_bytes = 0
+            return
+        # The parser gathers a header's value until it ends, and reports nothing before.
+        self._silent_bytes += len(data)
+        if self._silent_bytes > self.limits.max_head_bytes + self.limits.max_url_bytes:
+            self._head_too_large()
 
     def send_400_response(self, msg: str) -> None:
         if self._incoming is not None:
@@ -378,6 +389,15 @@ class EdgeProtocol(HttpToolsProtocol):
             else:
                 self.transport.close()
 
+    def _head_too_large(self) -> None:
+        text = "The request headers are too large or too many."
+        if self._incoming is not None:  # trailers
+            self._refused = True
+            self._incoming.fail(HeadersTooLarge(text))
+            self._incoming = None
+        else:
+            self._refuse(431, "headers_too_large", text)
+
     def _body_too_slow(self) -> None:
         self._body_started = 0.0
         if self._incoming is not None:
@@ -398,6 +418,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._progress = True
         self._head_bytes = 1
         if self._active is None:
             self.deadline = time.monotonic() + self.limits.head_timeout_s
@@ -410,13 +431,14 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > self.limits.max_head_bytes or len(self.headers) >= self.limits.max_headers:
-            self._refuse(431, "headers_too_large", "The request headers are too large or too many.")
+            self._head_too_large()
             return
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._refused:
             return
+        self._progress = True
         self._head_bytes = 0
         self.deadline = float("inf")
         if not self._well_framed():
@@ -440,6 +462,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._hang_up_after_active()
 
     def on_body(self, body: bytes) -> None:
+        self._progress = True
         self._body_bytes += len(body)
         if self._incoming is not None:
             self._incoming.feed(body)
@@ -447,6 +470,7 @@ class EdgeProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._progress = True
         self._body_started = 0.0
         if self._incoming is not None:
             self._incoming.received()
