@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Mapping
+from pathlib import Path
 
 from passerelle.accounting.ledger import Ledger
 from passerelle.catalog.holder import Catalog
@@ -36,6 +37,7 @@ from passerelle.gateway.policies import make_policy
 from passerelle.gateway.probe import Prober
 from passerelle.gateway.retry import RetryRules
 from passerelle.gateway.settle import Settlement
+from passerelle.gateway.shared import SYNC_S, Seat
 from passerelle.gateway.targets import Fleet, StateChange
 from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
@@ -52,15 +54,22 @@ _TICK_S = 0.25
 class Passerelle:
     """One process's gateway. ``start`` and ``stop`` are run by the server's lifespan.
 
-    ``children`` says where the model servers of this machine listen, by target id.
+    ``children`` says where the model servers of this machine listen, by target id. ``seat`` is this worker's place
+    among several, and ``metrics_folder`` where they keep their metrics then.
     """
 
     def __init__(
-        self, configuration: Configuration, environ: Mapping[str, str], children: Mapping[str, ChildAddress]
+        self,
+        configuration: Configuration,
+        environ: Mapping[str, str],
+        children: Mapping[str, ChildAddress],
+        seat: Seat | None = None,
+        metrics_folder: Path | None = None,
     ) -> None:
         settings = configuration.settings
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(metrics_folder)
+        self.seat = seat
         self.draining = False
 
         # Storage, identity, accounting
@@ -87,7 +96,7 @@ class Passerelle:
         )
 
         # The gateway
-        self.fleet = Fleet(make_policy, rules=_health_rules(settings), on_change=self._note_state)
+        self.fleet = Fleet(make_policy, rules=_health_rules(settings), on_change=self._note_state, seat=seat)
         self.windows = Windows()
         self.prober = Prober(
             self.fleet,
@@ -97,7 +106,7 @@ class Passerelle:
             managed=_is_managed,
             known=self.windows.note,
         )
-        self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s))
+        self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s), seat=seat)
         self.gateway = Gateway(
             self.fleet,
             ContextAdmission(self.engines, self.windows.of),
@@ -116,8 +125,8 @@ class Passerelle:
                 OpenAIFace(
                     self.gateway, self.catalog, self.windows.of, request_timeout_s=settings.server.request_timeout_s
                 ),
-                HealthFace(self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining),
-                AdminFace(self.catalog, self.fleet, self.admission, self.prober),
+                HealthFace(self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, seat),
+                AdminFace(self.catalog, self.fleet, self.admission, self.prober, seat),
                 DocsFace(),
             )
         )
@@ -143,12 +152,15 @@ class Passerelle:
         await self.authenticator.start()
         self.ledger.start()
         self.fleet.adopt(self.catalog.current.models.values())
+        self.fleet.sync()
         self.prober.adopt()
         self.catalog.subscribe(lambda before, after: self._adopt())
         self._tasks = [
             asyncio.create_task(self.watcher.run(), name="watch configuration"),
             asyncio.create_task(self._tick(), name="tick"),
         ]
+        if self.seat is not None:
+            self._tasks.append(asyncio.create_task(self._sync(), name="hear other workers"))
 
     def begin_draining(self) -> None:
         """Says no on /ready and sends away those who wait; running answers go on."""
@@ -181,6 +193,18 @@ class Passerelle:
             for name, queue in self.admission.queues().items():
                 self.metrics.waiting.labels(name).set(queue.waiting)
             await asyncio.sleep(_TICK_S)
+
+    async def _sync(self) -> None:
+        """Takes in what other workers know, and tells them whom our probes found ready."""
+        told: set[str] = set()
+        while True:
+            for target_id in self.prober.seen_ready - told:
+                state = self.fleet.state(target_id)
+                if state is not None and state.cell is not None:
+                    state.cell.note_ready()
+            told = set(self.prober.seen_ready)
+            self.fleet.sync()
+            await asyncio.sleep(SYNC_S)
 
     def _note_state(self, change: StateChange) -> None:
         target = change.target.id

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import signal
 import socket
 import sys
-from asyncio.subprocess import Process
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from passerelle.app import MANAGED_ENGINES
+from passerelle.crew import Crew
 from passerelle.domain.model import Model, Target
 from passerelle.edge.server import bind
 from passerelle.engines.managed import ChildAddress
+from passerelle.gateway.shared import ENTRIES
 from passerelle.identity.bootstrap import ensure_admin_key
 from passerelle.models.catalogue import find_model
 from passerelle.models.embedding_child import embedding_spec
@@ -33,7 +31,6 @@ from passerelle.storage.migrations import upgrade
 from passerelle.worker import Assignment, run
 
 _CHILD_GRACE_S = 3.0
-_WORKER_SLACK_S = 5.0
 
 
 class HomeUnusable(Exception):
@@ -108,22 +105,30 @@ class Launch:
             target_id: ChildAddress(supervisor.address(spec.name), supervisor.api_key(spec.name))
             for target_id, spec in specs.items()
         }
-        announce = asyncio.create_task(self._announce(listener, supervisor, specs, created=created))
+        listening = asyncio.Event()
+        announce = asyncio.create_task(self._announce(listener, listening, supervisor, specs, created=created))
         try:
             if settings.server.workers == 1:
-                await run(self.configuration, self.environ, children, listener)
+                await run(self.configuration, self.environ, children, listener, lambda passerelle: listening.set())
             else:
-                await self._run_workers(listener, children)
+                await self._crew(listener, children, listening.set).run()
         finally:
             announce.cancel()
             await asyncio.gather(announce, return_exceptions=True)
             await supervisor.stop(_CHILD_GRACE_S)
 
     async def _announce(
-        self, listener: socket.socket, supervisor: Supervisor, specs: Mapping[str, ChildSpec], *, created: bool
+        self,
+        listener: socket.socket,
+        listening: asyncio.Event,
+        supervisor: Supervisor,
+        specs: Mapping[str, ChildSpec],
+        *,
+        created: bool,
     ) -> None:
-        """Says where it serves, where the key is and how to try it; then, when each model is ready."""
+        """Says where it serves once it does, where the key is and how to try it; then, when each model is ready."""
         host, port = listener.getsockname()[:2]
+        await listening.wait()
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
         key_file = self.configuration.settings.home / "admin.key"
@@ -139,59 +144,26 @@ class Launch:
             except ChildFailed as error:
                 print(f"Model {spec.name} cannot be served: {error}", file=sys.stderr, flush=True)
 
-    async def _run_workers(self, listener: socket.socket, children: Mapping[str, ChildAddress]) -> None:
-        """Runs the workers, restarting those that die, until a signal comes."""
-        stopping = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopping.set)
+    def _crew(
+        self, listener: socket.socket, children: Mapping[str, ChildAddress], on_listening: Callable[[], None]
+    ) -> Crew:
+        settings, models = self.configuration.settings, self.configuration.snapshot.models.values()
         assignment = Assignment(
             config=None if self.configuration.config is None else str(self.configuration.config),
             flags=dict(self.flags),
             listener=listener.fileno(),
             children={key: (child.url, child.api_key) for key, child in children.items()},
         )
-        count = self.configuration.settings.server.workers
-        await asyncio.gather(*(self._keep_worker(assignment, stopping) for _ in range(count)))
-
-    async def _keep_worker(self, assignment: Assignment, stopping: asyncio.Event) -> None:
-        asked = asyncio.create_task(stopping.wait())
-        pause_s = 0.2
-        while not stopping.is_set():
-            worker = await self._start_worker(assignment)
-            ended = asyncio.create_task(worker.wait())
-            await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
-            if stopping.is_set():
-                await self._stop_worker(worker, ended)
-                return
-            print(f"A worker ended with status {ended.result()}; starting another.", file=sys.stderr)
-            await asyncio.wait((asked,), timeout=pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - spread, no secret
-            pause_s = min(pause_s * 2, 10.0)
-
-    async def _start_worker(self, assignment: Assignment) -> Process:
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "passerelle.worker",
-            stdin=asyncio.subprocess.PIPE,
-            env=dict(self.environ),
-            pass_fds=(assignment.listener,),
-            start_new_session=True,  # Ctrl-C reaches us; we tell the workers
+        return Crew(
+            count=settings.server.workers,
+            entries=max(ENTRIES, 4 * sum(1 + len(model.targets) for model in models)),
+            assignment=assignment,
+            environ=self.environ,
+            home=settings.home,
+            grace_s=settings.server.grace_s,
+            listener=listener,
+            on_listening=on_listening,
         )
-        assert worker.stdin is not None
-        worker.stdin.write(msgspec.json.encode(assignment) + b"\n")
-        await worker.stdin.drain()
-        return worker
-
-    async def _stop_worker(self, worker: Process, ended: asyncio.Task[int]) -> None:
-        if ended.done():
-            return
-        worker.terminate()
-        grace_s = self.configuration.settings.server.grace_s + _WORKER_SLACK_S
-        await asyncio.wait((ended,), timeout=grace_s)
-        if not ended.done():
-            worker.kill()
-            await ended
 
 
 def _child_name(target: Target, specs: Mapping[str, ChildSpec]) -> str:

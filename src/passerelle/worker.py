@@ -10,27 +10,56 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import uvloop
 
 from passerelle.app import Passerelle
+from passerelle.catalog.problem import ConfigurationError
 from passerelle.edge.server import Server
 from passerelle.engines.managed import ChildAddress
+from passerelle.gateway.shared import Board, Seat
 from passerelle.settings import Configuration, load_configuration
+from passerelle.storage.engine import StorageError
 from passerelle.telemetry import logs
+from passerelle.telemetry.metrics import keep_in_files
+
+BOARD = "board"
+METRICS = "metrics"
+"""What is in the folder of a start."""
+
+EXIT_CANNOT_START = 2
+_ORPHAN_GRACE_S = 3
+_ORPHAN_END_S = 10.0
 
 
 class Assignment(msgspec.Struct):
-    """What a worker is told. ``listener`` is the number of an inherited socket."""
+    """What a worker is told. ``listener`` and ``listening`` are numbers of inherited files: the socket to serve, and a
+    pipe to say on that it does. ``worker`` is its place, from 0; ``run_folder`` holds what the workers share.
+    """
 
     config: str | None
     flags: dict[str, str | int | None]
     listener: int
     children: dict[str, tuple[str, str]]
     """Target id -> address and bearer token."""
+    worker: int = 0
+    run_folder: str = ""
+    listening: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a worker shares with others."""
+
+    seat: Seat
+    metrics_folder: Path
+    orphaned: threading.Event
+    """Set when the parent has ended: there is nobody left to wait for running answers."""
 
 
 async def run(
@@ -39,38 +68,76 @@ async def run(
     children: Mapping[str, ChildAddress],
     listener: socket.socket,
     on_started: Callable[[Passerelle], None] = lambda passerelle: None,
+    shared: Shared | None = None,
 ) -> None:
     """Serves until a signal asks to stop, and returns when everything has ended."""
-    passerelle = Passerelle(configuration, environ, children)
+    if shared is None:
+        passerelle = Passerelle(configuration, environ, children)
+    else:
+        passerelle = Passerelle(configuration, environ, children, shared.seat, shared.metrics_folder)
+
+    def drain() -> None:
+        if shared is not None and shared.orphaned.is_set():
+            server.config.timeout_graceful_shutdown = _ORPHAN_GRACE_S
+        passerelle.begin_draining()
+
     server = Server(
         passerelle.application,
         passerelle.direct,
         grace_s=configuration.settings.server.grace_s,
         on_started=lambda: on_started(passerelle),
-        on_draining=passerelle.begin_draining,
+        on_draining=drain,
     )
     await server.serve(sockets=[listener])
 
 
-def _stop_with_parent() -> None:
+def _stop_with_parent(orphaned: threading.Event) -> None:
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # unbuffered: the interpreter could not end while a thread holds the buffer
+            pass
+        orphaned.set()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_END_S)
+        os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def _configuration(assignment: Assignment, environ: Mapping[str, str]) -> Configuration:
+    """Reads the configuration; ends the process with one line for each problem when it is bad."""
+    config = None if assignment.config is None else Path(assignment.config)
+    try:
+        return load_configuration(config, environ, assignment.flags)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr, flush=True)
+        sys.exit(EXIT_CANNOT_START)
 
 
 def main() -> None:
     """Takes the assignment and serves."""
     assignment = msgspec.json.decode(sys.stdin.buffer.readline(), type=Assignment)
-    _stop_with_parent()
+    orphaned = threading.Event()
+    _stop_with_parent(orphaned)
     environ = dict(os.environ)
-    config = None if assignment.config is None else Path(assignment.config)
-    configuration = load_configuration(config, environ, assignment.flags)
+    configuration = _configuration(assignment, environ)
     logs.configure(configuration.settings.logging.level, configuration.settings.logging.format)
     children = {key: ChildAddress(url, api_key) for key, (url, api_key) in assignment.children.items()}
     listener = socket.socket(fileno=assignment.listener)
-    uvloop.run(run(configuration, environ, children, listener))
+    folder = Path(assignment.run_folder)
+    keep_in_files(assignment.worker)
+    seat = Seat(Board(folder / BOARD), assignment.worker)
+
+    def tell_listening(passerelle: Passerelle) -> None:
+        os.write(assignment.listening, b"1")
+        os.close(assignment.listening)
+
+    shared = Shared(seat, folder / METRICS, orphaned)
+    try:
+        uvloop.run(run(configuration, environ, children, listener, tell_listening, shared))
+    except StorageError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(EXIT_CANNOT_START)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
-"""What an operator sees and does: the state of targets and queues, drain and undrain."""
+"""What an operator sees and does: the state of targets and queues, drain and undrain.
+
+With several workers any of them answers for all: counts are sums, states and latencies its own view.
+"""
 
 from __future__ import annotations
+
+import os
 
 from passerelle.catalog.holder import Catalog
 from passerelle.domain.errors import NotFound
@@ -8,13 +13,17 @@ from passerelle.edge.dispatch import Context
 from passerelle.faces.health import respond_json
 from passerelle.gateway.admit import Admission
 from passerelle.gateway.probe import Prober
+from passerelle.gateway.shared import Seat
 from passerelle.gateway.targets import Fleet, TargetState
 
 
 class AdminFace:
     """``/admin/router``."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet, admission: Admission, prober: Prober) -> None:
+    def __init__(
+        self, catalog: Catalog, fleet: Fleet, admission: Admission, prober: Prober, seat: Seat | None = None
+    ) -> None:
+        self._seat = seat
         self._catalog = catalog
         self._fleet = fleet
         self._admission = admission
@@ -29,6 +38,9 @@ class AdminFace:
                 "generation": self._catalog.current.generation,
                 "reload_error": None if error is None else {"problems": error.problems, "at": error.at},
                 "restart_needed_for": self._catalog.restart_keys,
+                "workers": 1 if self._seat is None else self._seat.workers,
+                "workers_running": [os.getpid()] if self._seat is None else self._seat.pids,
+                "answered_by": os.getpid(),
                 "models": [self._model(name) for name in self._catalog.current.models],
             },
         )
@@ -58,12 +70,13 @@ class AdminFace:
         if pool is None:
             return {"model": name, "policy": None, "queue": None, "targets": []}
         queue = self._admission.queue(pool)
+        active, waiting = (0, 0) if queue.cell is None else queue.cell.others()
         return {
             "model": name,
             "policy": pool.policy_name,
             "queue": {
-                "active": queue.active,
-                "waiting": queue.waiting,
+                "active": queue.active + active,
+                "waiting": queue.waiting + waiting,
                 "capacity": queue.capacity,
                 "drain_rate_per_s": queue.drain_rate_per_s(),
             },
@@ -73,6 +86,8 @@ class AdminFace:
 
 def _target(state: TargetState) -> dict[str, object]:
     target = state.target
+    others = 0 if state.cell is None else state.cell.others()
+    started, completed, broken = (0, 0, 0) if state.cell is None else state.cell.others_ended()
     return {
         "id": state.id,
         "engine": target.engine,
@@ -85,10 +100,10 @@ def _target(state: TargetState) -> dict[str, object]:
         "priority": target.priority,
         "labels": dict(target.labels),
         "shadow": target.shadow,
-        "outstanding": state.outstanding,
-        "started": state.started,
-        "completed": state.completed,
-        "broken": state.broken,
+        "outstanding": state.outstanding + others,
+        "started": state.started + started,
+        "completed": state.completed + completed,
+        "broken": state.broken + broken,
         "first_byte_s": state.first_byte_s,
     }
 

@@ -90,11 +90,17 @@ class ReloadProblems(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RouterStatus(msgspec.Struct, forbid_unknown_fields=True):
-    """All models, the generation of the catalog, and what became of the last change of the configuration."""
+    """All models, the generation of the catalog, and what became of the last change of the configuration.
+
+    ``workers`` is how many there should be, ``workers_running`` their process ids. Counts are sums over all of them.
+    """
 
     generation: int
     reload_error: ReloadProblems | None
     restart_needed_for: list[str]
+    workers: int
+    workers_running: list[int]
+    answered_by: int
     models: list[ModelStatus]
 
 

@@ -12,7 +12,8 @@ from passerelle.domain.client import Headers
 from passerelle.edge.dispatch import Context
 from passerelle.gateway.health import HealthState
 from passerelle.gateway.probe import Prober
-from passerelle.gateway.targets import Fleet
+from passerelle.gateway.shared import Seat
+from passerelle.gateway.targets import Fleet, TargetState
 from passerelle.telemetry.metrics import CONTENT_TYPE, Metrics
 
 
@@ -20,8 +21,15 @@ class HealthFace:
     """``/health``, ``/ready``, ``/version`` and ``/metrics``."""
 
     def __init__(
-        self, catalog: Catalog, fleet: Fleet, prober: Prober, metrics: Metrics, draining: Callable[[], bool]
+        self,
+        catalog: Catalog,
+        fleet: Fleet,
+        prober: Prober,
+        metrics: Metrics,
+        draining: Callable[[], bool],
+        seat: Seat | None = None,
     ) -> None:
+        self._seat = seat
         self._catalog = catalog
         self._fleet = fleet
         self._prober = prober
@@ -34,10 +42,18 @@ class HealthFace:
         await respond_json(context, {"status": "ok"})
 
     async def ready(self, context: Context) -> None:
-        """Readiness: every model was loaded once, and at least one can serve now; 503 until then and while draining."""
+        """Readiness: every model was loaded once, and at least one can serve now; 503 until then and while draining.
+
+        What any worker has seen ready counts for all of them, so that one that was restarted does not say otherwise.
+        """
         models = {name: self._model(name) for name in self._catalog.current.models}
         serving = [model for model in models.values() if model["ready"]]
-        self._was_ready = self._was_ready or len(serving) == len(models)
+        if not self._was_ready and len(serving) == len(models):
+            self._was_ready = True
+            if self._seat is not None:
+                self._seat.note_ready()
+        elif not self._was_ready and self._seat is not None:
+            self._was_ready = self._seat.was_ready
         ready = self._was_ready and (bool(serving) or not models) and not self._draining()
         why = "draining" if self._draining() else ("ready" if ready else "starting")
         await respond_json(context, {"status": why, "models": models}, status=200 if ready else 503)
@@ -45,9 +61,12 @@ class HealthFace:
     def _model(self, name: str) -> dict[str, object]:
         pool = self._fleet.pool(name)
         states = pool.members if pool is not None else ()
-        up = [s for s in states if s.id in self._prober.seen_ready and s.health.state is not HealthState.DOWN]
+        up = [s for s in states if self._seen_ready(s) and s.health.state is not HealthState.DOWN]
         targets = {state.id: f"{state.health.state}: {state.health.why}" for state in states}
         return {"ready": bool(up), "targets": targets}
+
+    def _seen_ready(self, state: TargetState) -> bool:
+        return state.id in self._prober.seen_ready or (state.cell is not None and state.cell.seen_ready)
 
     async def version(self, context: Context) -> None:
         """The product and its version."""

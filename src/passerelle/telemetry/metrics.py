@@ -1,18 +1,43 @@
-"""Every metric there is, declared in one place. Labels never hold keys, texts or addresses of callers."""
+"""Every metric there is, declared in one place. Labels never hold keys, texts or addresses of callers.
+
+Several workers keep their metrics in files, one set for each worker's place, in prometheus_client's multiprocess mode;
+any worker shows the sum. A worker that takes the place of one that died goes on with its counts, so no counter falls.
+Gauges are of those that live: sums, but for the generation of the catalog, which is the highest.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Metrics:
-    """The process's metrics. Model names come from the catalog, so the number of label values is bounded."""
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Tells the library, in the environment of a worker, where the files are."""
 
-    def __init__(self) -> None:
+
+def keep_in_files(worker: int) -> None:
+    """Makes this process keep its metrics in the files of the ``worker``-th place; call it before `Metrics` is made."""
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: worker)  # type: ignore[no-untyped-call]
+
+
+def forget_gauges(folder: Path, worker: int) -> None:
+    """Removes what a worker that ended had to say of the present; its counts stay."""
+    multiprocess.mark_process_dead(worker, str(folder))  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The process's metrics. Model names come from the catalog, so the number of label values is bounded.
+
+    ``folder`` is where all workers keep theirs, None for a process of its own.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self.registry = CollectorRegistry()
         self.calls = Counter(
             "passerelle_calls",
@@ -62,13 +87,22 @@ class Metrics:
             ("phase",),
             registry=self.registry,
         )
-        self.in_flight = Gauge("passerelle_in_flight", "Calls being served now.", registry=self.registry)
-        self.waiting = Gauge("passerelle_queue_waiting", "Calls waiting now.", ("model",), registry=self.registry)
+        self.in_flight = Gauge(
+            "passerelle_in_flight", "Calls being served now.", registry=self.registry, multiprocess_mode="livesum"
+        )
+        self.waiting = Gauge(
+            "passerelle_queue_waiting",
+            "Calls waiting now.",
+            ("model",),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.target_state = Gauge(
             "passerelle_target_state",
-            "1 for the state a target is in (starting, ready, busy, draining, down).",
+            "1 for the state a target is in (starting, ready, busy, draining, down); with workers, how many see it so.",
             ("model", "target", "state"),
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.usage_lost = Counter(
             "passerelle_usage_rows_lost", "Usage rows that could not be kept.", registry=self.registry
@@ -76,11 +110,20 @@ class Metrics:
         self.reloads = Counter(
             "passerelle_reloads", "Configuration reloads by result (ok, error).", ("result",), registry=self.registry
         )
-        self.generation = Gauge("passerelle_catalog_generation", "Generation of the catalog.", registry=self.registry)
+        self.generation = Gauge(
+            "passerelle_catalog_generation",
+            "Generation of the catalog.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.child_restarts = Counter(
             "passerelle_child_restarts", "Restarts of managed model servers.", ("name",), registry=self.registry
         )
 
     def expose(self) -> bytes:
-        """Returns the text exposition format."""
-        return generate_latest(self.registry)
+        """Returns the text exposition format: of all workers when there are several."""
+        if self._folder is None:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together, str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(together)
