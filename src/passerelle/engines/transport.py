@@ -223,6 +223,7 @@ class Answer:
     # What its connection does.
 
     def head_came(self, status: int, content_type: bytes, retry_after: bytes | None) -> None:
+        """Takes what the head of the answer says."""
         self.status = status
         self.content_type = content_type
         self.retry_after = retry_after
@@ -242,11 +243,13 @@ class Answer:
         self._wake()
 
     def ended(self) -> None:
+        """The body is complete."""
         self._connection = None
         self._ended = True
         self._wake()
 
     def broke(self, error: EngineBroke) -> None:
+        """No more will come, and this is why."""
         self._connection = None
         self._error = error
         self._wake()
@@ -344,14 +347,17 @@ class Connection(asyncio.Protocol):
         return answer
 
     def push_to(self, feed: Callable[[bytes], None]) -> None:
+        """Hands the body to ``feed`` from now on, as it arrives."""
         self._push = feed
 
     def hold(self) -> None:
+        """Stops reading from the server."""
         if self._reading and self._transport is not None:
             self._reading = False
             self._transport.pause_reading()
 
     def let_go(self) -> None:
+        """Reads on."""
         if not self._reading and self._transport is not None:
             self._reading = True
             self._last_read = self._now()
@@ -362,6 +368,7 @@ class Connection(asyncio.Protocol):
         self._break(EngineBroke(reason, timeout=timeout))
 
     def is_open(self) -> bool:
+        """Whether a request may be sent on it."""
         return not self.lost and self._transport is not None and not self._transport.is_closing()
 
     # Called by the event loop.
@@ -582,9 +589,11 @@ class Pool:
         return None
 
     def give_back(self, connection: Connection) -> None:
+        """Takes a connection that is ready for another request."""
         self._idle.append(connection)
 
     def opened(self, connection: Connection) -> None:
+        """Takes note of a new connection."""
         self._open.add(connection)
 
     def drop(self, connection: Connection) -> None:
@@ -593,6 +602,7 @@ class Pool:
             self._idle.remove(connection)
 
     def closed(self, connection: Connection) -> None:
+        """Forgets a connection that has ended."""
         self._open.discard(connection)
         self.drop(connection)
 
