@@ -50,9 +50,8 @@ class HypercornWorld(World):
         self._server = asyncio.create_task(serve(application, hypercorn, shutdown_trigger=self._stopping.wait))
         self.gateway.url = f"http://127.0.0.1:{port}"
         self.caller = self.second = Caller(port, self.gateway.key, self.tape)
-        first = next(iter(self.models))
         async with asyncio.timeout(10):
-            while (await self.caller.chat(first, stream=False)).status != 200:
+            while (await self.caller.chat("warm-up", stream=False)).status != 200:
                 await asyncio.sleep(0.05)
         return self
 

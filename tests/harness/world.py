@@ -95,7 +95,8 @@ class World:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         specs = [ModelSpec(f"single-{n}") for n in range(singles)] + [ModelSpec(f"pair-{n}", 2) for n in range(pairs)]
-        self.models = {spec.name: ScriptedModel(spec) for spec in (*specs, *models)}
+        specs = [ModelSpec("warm-up"), *specs, *models]
+        self.models = {spec.name: ScriptedModel(spec) for spec in specs}
         self._unused = {1: [f"single-{n}" for n in range(singles)], 2: [f"pair-{n}" for n in range(pairs)]}
         self._home = home
         self._environ = environ
@@ -129,9 +130,9 @@ class World:
         self.caller = Caller(self.gateway.port, self.gateway.key, self.tape)
         key = await asyncio.to_thread(self.make_key, "second", "organisation-two")
         self.second = Caller(self.gateway.port, key, self.tape, name="second")
-        self._health = Health(self.gateway.port)
+        self._health = Health(self.gateway.port, self.gateway.pid)
         self.oracles = Oracles(self.gateway, self.upstreams, self.tape, health=self._health)
-        assert (await self.caller.chat(next(iter(self.models)), stream=False)).status == 200
+        assert (await self.caller.chat("warm-up", stream=False)).status == 200
         self._health.start()
         return self
 
