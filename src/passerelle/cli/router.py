@@ -1,6 +1,6 @@
 """``passerelle router``: how the targets of a running gateway are, and taking one out of work and back.
 
-It speaks HTTP to the gateway, because the state of targets lives in the serving processes and nowhere else.
+It speaks HTTP to the gateway, because the state of targets lives with the serving processes and nowhere else.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def show(
 ) -> None:
     """Show each target's state, for how long and why, and the queue of each model.
 
-    With --workers above 1 the answer is that of the worker that took the request.
+    Of several workers any one answers: counts are of all of them.
     """
     context.obj = given = (url, key, home)
     if context.invoked_subcommand is not None:
@@ -194,6 +194,8 @@ def _print_state(state: Mapping[str, Any]) -> None:
         if queue is not None and queue["waiting"]:
             room = "" if queue["capacity"] is None else f" of {queue['capacity']}"
             print(f"{model['model']}: {queue['active']}{room} running, {queue['waiting']} waiting")
+    if len(state["workers_running"]) != state["workers"]:
+        print(f"{len(state['workers_running'])} of {state['workers']} workers are running", file=sys.stderr)
     if state["reload_error"] is not None:
         print("The configuration was changed, and the change is not in use:", file=sys.stderr)
         for problem in state["reload_error"]["problems"]:
