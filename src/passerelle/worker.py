@@ -79,14 +79,22 @@ async def run(
     def drain() -> None:
         if shared is not None and shared.orphaned.is_set():
             server.config.timeout_graceful_shutdown = _ORPHAN_GRACE_S
+        if shared is not None:
+            shared.seat.accept(False)
         passerelle.begin_draining()
+
+    def started() -> None:
+        if shared is not None:
+            shared.seat.accept(True)
+        on_started(passerelle)
 
     server = Server(
         passerelle.application,
         passerelle.direct,
         grace_s=configuration.settings.server.grace_s,
-        on_started=lambda: on_started(passerelle),
+        on_started=started,
         on_draining=drain,
+        yields=None if shared is None else shared.seat.yields,
     )
     await server.serve(sockets=[listener])
 

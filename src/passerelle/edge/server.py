@@ -12,6 +12,7 @@ from types import FrameType
 
 import uvicorn
 
+from passerelle.edge.acceptor import Acceptor
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.protocol import DirectPath, EdgeProtocol
 
@@ -43,7 +44,9 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's server; each second it closes connections whose deadlines have passed.
 
-    ``on_started`` is called when it listens, ``on_draining`` when it was asked to stop.
+    ``on_started`` is called when it listens, ``on_draining`` when it was asked to stop. With ``yields`` other processes
+    listen on the same socket: it is told how many connections there are here, ten times a second and before one is
+    accepted, and says whether another process should have that one.
     """
 
     def __init__(
@@ -54,7 +57,10 @@ class Server(uvicorn.Server):
         grace_s: float,
         on_started: Callable[[], None],
         on_draining: Callable[[], None],
+        yields: Callable[[int], bool] | None = None,
     ) -> None:
+        self._yields = yields
+        self._acceptor: Acceptor | None = None
         self._on_started = on_started
         self._on_draining = on_draining
         protocol = type("BoundEdgeProtocol", (EdgeProtocol,), {"direct": direct})
@@ -75,11 +81,30 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to listen."""
-        await super().startup(sockets)
+        if self._yields is None or not sockets:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._acceptor = Acceptor(sockets[0], self._protocol, self._yields_with)
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts no more, and waits for running answers."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def _yields_with(self, starting: int) -> bool:
+        return self._yields is not None and self._yields(len(self.server_state.connections) + starting)
 
     async def on_tick(self, counter: int) -> bool:
         """Runs ten times a second."""
+        if self._acceptor is not None:
+            self._yields_with(0)
         if counter % 10 == 0:
             now = time.monotonic()
             for connection in tuple(self.server_state.connections):

@@ -57,7 +57,7 @@ _NAMED = 3
 _DIGEST_BYTES = 32
 _HEAD_WORDS = 8
 _RECORD_WORDS = 32
-_PID, _VERSION, _WAS_READY = range(3)
+_PID, _VERSION, _WAS_READY, _ACCEPTS, _CONNECTIONS = range(5)
 _USED = 0
 _ACTIVE, _WAITING, _TURN = 1, 2, 3
 _OUTSTANDING, _STARTED, _COMPLETED, _BROKEN, _SEEN_READY = 1, 2, 3, 4, 5
@@ -196,6 +196,18 @@ class Seat:
     def note_ready(self) -> None:
         """Every model was ready once."""
         self.board.words[self.board.head(self.worker) + _WAS_READY] = 1
+
+    def accept(self, accepts: bool) -> None:
+        """This worker accepts connections from now on, or no more."""
+        self.board.words[self.board.head(self.worker) + _ACCEPTS] = accepts
+
+    def yields(self, connections: int) -> bool:
+        """Takes note of the number of connections here. Returns whether another worker has fewer."""
+        words, head = self.board.words, self.board.head
+        words[head(self.worker) + _CONNECTIONS] = connections
+        return any(
+            words[head(peer) + _ACCEPTS] and words[head(peer) + _CONNECTIONS] < connections for peer in self.peers
+        )
 
     def model(self, name: str) -> ModelCell | None:
         """Returns the cell of a model; None when the board has no room for it, and it is counted here only."""
