@@ -15,11 +15,17 @@ from prometheus_client import CollectorRegistry
 from passerelle.catalog.schema import ENGINES
 from passerelle.cli.main import app
 from passerelle.domain import errors
+from passerelle.edge.asgi import STALL_S
 from passerelle.edge.dispatch import Context, Route
+from passerelle.edge.protocol import EdgeLimits
 from passerelle.faces import docs
 from passerelle.faces.routes import routes
-from passerelle.gateway.health import HealthState
+from passerelle.gateway.health import HealthRules, HealthState
 from passerelle.gateway.policies import POLICIES
+from passerelle.gateway.relay import MAX_DOCUMENT_BYTES
+from passerelle.gateway.retry import RetryRules
+from passerelle.models.catalogue import DEFAULT_CHAT_MODEL, find_model
+from passerelle.models.llamacpp_child import DEFAULT_SLOTS, DEFAULT_WINDOW_TOKENS
 from passerelle.settings import load_configuration
 from passerelle.telemetry.metrics import Metrics
 
@@ -236,3 +242,40 @@ def test_decisions_are_numbered_without_gaps() -> None:
     """0001, 0002, and so on."""
     numbers = sorted(int(page.name[:4]) for page in (ROOT / "docs" / "adr").glob("*.md"))
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+LIMITS, HEALTH, RETRY = EdgeLimits(), HealthRules(), RetryRules()
+FIGURES = [
+    ("operations.md", f"{LIMITS.max_head_bytes // 1024} KiB, {LIMITS.max_headers} headers"),
+    ("operations.md", f"{LIMITS.max_url_bytes // 1024} KiB address"),
+    ("operations.md", f"{LIMITS.body_grace_s:g} s and one second more for each `server.body_min_rate_bytes_s` bytes"),
+    ("operations.md", f"cut off after {STALL_S:g} s"),
+    ("operations.md", f"{MAX_DOCUMENT_BYTES >> 20} MiB"),
+    ("routing.md", f"({HEALTH.max_busy_s:g} s at most)"),
+    ("routing.md", f"out for {HEALTH.ejection_s:g} s"),
+    ("routing.md", f"{HEALTH.max_ejection_s:g} s at most; then one request"),
+    (
+        "routing.md",
+        f"{RETRY.max_extra_attempts} extra attempts for a call; {RETRY.ratio:.0%} extra load".replace("%", " %"),
+    ),
+    ("routing.md", f"above {RETRY.max_retry_after_s:g} s"),
+    ("models.md", f"| `slots` | {DEFAULT_SLOTS} |"),
+    ("models.md", f"| {DEFAULT_WINDOW_TOKENS} tokens,"),
+]
+
+
+@pytest.mark.parametrize(("page", "figure"), FIGURES, ids=[figure for _, figure in FIGURES])
+def test_figures_are_those_of_the_code(page: str, figure: str) -> None:
+    """A bound or a time in a page is the one that holds."""
+    assert figure in " ".join((ROOT / "docs" / page).read_text().split())
+
+
+def test_readmes_name_the_licences_and_sizes_of_what_is_fetched() -> None:
+    """The model that a first start downloads has the size that README says."""
+    model = find_model(DEFAULT_CHAT_MODEL)
+    assert model is not None
+    assert model.archive_bytes is not None
+    megabytes = round(model.archive_bytes / 1e6)
+    assert f"(SmolLM2-135M-Instruct, {megabytes} MB)" in (ROOT / "README.md").read_text()
+    assert f"(SmolLM2-135M-Instruct, {megabytes} Mo)" in " ".join((ROOT / "README.fr.md").read_text().split())
+    assert model.licence in (ROOT / "docs" / "models.md").read_text()
