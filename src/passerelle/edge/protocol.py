@@ -198,6 +198,7 @@ class DirectExchange:
     # Exchange
 
     async def body(self) -> bytes:
+        """As `Exchange.body`; it is given out once."""
         refuse_compressed(self.headers)
         while not self._received and self._error is None and not self.gone:
             self._body_waiter = self._protocol.loop.create_future()
@@ -207,7 +208,8 @@ class DirectExchange:
             raise self._error
         if not self._received:
             raise ClientGone
-        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        pieces, self._body = self._body, []  # a second copy would stay as long as the answer
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # Client
 
