@@ -107,16 +107,18 @@ class Passerelle:
             known=self.windows.note,
         )
         self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s), seat=seat)
+        self.settlement = Settlement(self.metrics, (self.ledger, self.call_log))
         self.gateway = Gateway(
             self.fleet,
             ContextAdmission(self.engines, self.windows.of),
             self.admission,
             Attempts(self.engines, _retry_rules(settings)),
-            Settlement(self.metrics, (self.ledger, self.call_log)),
+            self.settlement,
             self.metrics,
             errors.stream_event,
         )
 
+        self.metrics.before_expose = self._publish
         self.authenticator.on_revoked(self.gateway.end_calls_of)
 
         # Faces
@@ -188,6 +190,7 @@ class Passerelle:
     async def _tick(self) -> None:
         """Lets time pass for targets that wait to come back, and for the gauges."""
         while True:
+            self._publish()
             self.fleet.tick()
             self.fleet.sweep()
             for name, queue in self.admission.queues().items():
@@ -205,6 +208,11 @@ class Passerelle:
             told = set(self.prober.seen_ready)
             self.fleet.sync()
             await asyncio.sleep(SYNC_S)
+
+    def _publish(self) -> None:
+        """Puts into the metrics what was counted on the request path."""
+        self.settlement.publish()
+        self.metrics.in_flight.set(self.gateway.in_flight())
 
     def _note_state(self, change: StateChange) -> None:
         target = change.target.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -14,12 +15,22 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{os.urandom(16).hex()}"
 
 
-def ordered_id(prefix: str) -> str:
-    """Returns ``prefix_`` and 32 hexadecimal digits: 48 bits of milliseconds, then 80 random ones (as UUID 7).
+class IdSequence:
+    """Ids that need to be unique but not secret, without asking the operating system for each.
 
-    Rows that are written in order of their ids go to one end of an index. For ids that are no secret.
+    ``next`` returns ``prefix_`` and 32 hexadecimal digits: 12 of the time this sequence began (milliseconds), 12 random
+    ones, 8 that count. Rows written in their order go to one end of an index.
     """
-    return f"{prefix}_{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
+
+    __slots__ = ("_numbers", "_stem")
+
+    def __init__(self, prefix: str) -> None:
+        self._stem = f"{prefix}_{int(time.time() * 1000):012x}{os.urandom(6).hex()}"
+        self._numbers = itertools.count()
+
+    def next(self) -> str:
+        """Returns the next id."""
+        return f"{self._stem}{next(self._numbers):08x}"
 
 
 def is_request_id(text: str) -> bool:

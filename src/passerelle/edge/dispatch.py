@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import BadRequest, Forbidden, Internal, MethodNotAllowed, NotFound, PasserelleError
-from passerelle.domain.ids import is_request_id, new_id
+from passerelle.domain.ids import IdSequence, is_request_id
 from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.exchange import ClientGone, Exchange, header, header_values
 
@@ -122,10 +122,11 @@ class Dispatcher:
         self._render_error = render_error
         self._now = now
         self._trusted_hosts = trusted_hosts
+        self._request_ids = IdSequence("req")
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answers one request; raises nothing but CancelledError."""
-        request_id = _request_id(exchange.headers)
+        request_id = self._request_id(exchange.headers)
         try:
             await self._run(exchange, request_id)
         except PasserelleError as error:
@@ -155,6 +156,14 @@ class Dispatcher:
                 )
         await route.endpoint(context)
 
+    def _request_id(self, headers: Headers) -> str:
+        given = header(headers, b"x-request-id")
+        if given is not None:
+            text = given.decode("latin-1")
+            if is_request_id(text):
+                return text
+        return self._request_ids.next()
+
     async def _answer(self, exchange: Exchange, error: PasserelleError, request_id: str) -> None:
         client = exchange.client
         if client.gone:
@@ -164,15 +173,6 @@ class Dispatcher:
             return
         status, headers, body = self._render_error(error, request_id)
         await client.respond(status, headers, body)
-
-
-def _request_id(headers: Headers) -> str:
-    given = header(headers, b"x-request-id")
-    if given is not None:
-        text = given.decode("latin-1")
-        if is_request_id(text):
-            return text
-    return new_id("req")
 
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+)(:[0-9]{1,5})?")

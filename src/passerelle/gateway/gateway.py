@@ -63,7 +63,6 @@ class Gateway:
         task = asyncio.current_task()
         assert task is not None
         client.on_gone(task.cancel)
-        self._metrics.in_flight.inc()
         # One timer instead of asyncio.timeout: this is on every request's path.
         deadline = asyncio.get_running_loop().call_later(max(0.0, call.remaining_s()), _expire, call, task)
         running = self._running.setdefault(call.principal.key_id, {})
@@ -92,7 +91,6 @@ class Gateway:
             del running[task]
             if not running:
                 self._running.pop(call.principal.key_id, None)
-            self._metrics.in_flight.dec()
             if call.outcome is None:
                 call.outcome, call.status = Outcome.FAILED, call.status or 500
             self._settlement.settle(call)
@@ -132,6 +130,10 @@ class Gateway:
         client.write(self._render_stream_error(error, call.request_id))
         client.last()
         await client.end()
+
+    def in_flight(self) -> int:
+        """Returns how many calls are under way."""
+        return sum(len(calls) for calls in self._running.values())
 
     def end_calls_of(self, key_id: str) -> None:
         """Ends what a key has running: it was revoked, or has expired."""

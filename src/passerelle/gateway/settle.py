@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from passerelle.domain.ids import ordered_id
-from passerelle.domain.usage import Outcome, UsageRow
+from passerelle.domain.ids import IdSequence
+from passerelle.domain.usage import UsageRow
 from passerelle.gateway.call import Call
+from passerelle.telemetry.meters import CallMeters
 from passerelle.telemetry.metrics import Metrics
 
 
@@ -17,20 +18,6 @@ class Recorder(Protocol):
 
     def record(self, row: UsageRow) -> None:
         """Takes a row; must not block and must not raise."""
-
-
-class _ModelMeters:
-    """The metric children of one (model, operation): looking labels up costs more than counting."""
-
-    def __init__(self, metrics: Metrics, model: str, operation: str) -> None:
-        self.duration = metrics.duration.labels(model, operation)
-        self.first_byte = metrics.first_byte.labels(model, operation)
-        self.queue = metrics.queue.labels(model)
-        self.retries = metrics.retries.labels(model)
-        self.prompt = metrics.tokens.labels(model, "prompt")
-        self.cached = metrics.tokens.labels(model, "cached")
-        self.completion = metrics.tokens.labels(model, "completion")
-        self.outcomes = {outcome: metrics.calls.labels(model, operation, outcome.value) for outcome in Outcome}
 
 
 UNKNOWN_MODEL = "unknown"
@@ -46,7 +33,8 @@ class Settlement:
         self._metrics = metrics
         self._recorders = recorders
         self._now = now
-        self._meters: dict[tuple[str, str], _ModelMeters] = {}
+        self._ids = IdSequence("call")
+        self._meters: dict[tuple[str, str], CallMeters] = {}
 
     def settle(self, call: Call) -> None:
         """Records how the call ended."""
@@ -57,7 +45,7 @@ class Settlement:
         first_byte_s = call.timings.first_byte_s
         principal, request, usage = call.principal, call.request, call.usage
         row = UsageRow(
-            id=ordered_id("call"),
+            id=self._ids.next(),
             at_ms=int(call.arrived_at * 1000),
             request_id=call.request_id,
             organisation=principal.organisation,
@@ -85,23 +73,21 @@ class Settlement:
         for recorder in self._recorders:
             recorder.record(row)
 
+    def publish(self) -> None:
+        """Puts what was counted into the metrics; called now and then, and before they are shown."""
+        for meters in self._meters.values():
+            meters.publish()
+
     def _count(self, call: Call, model: str, total_s: float) -> None:
         key = (model, call.request.operation.value)
         meters = self._meters.get(key)
         if meters is None:
-            meters = self._meters[key] = _ModelMeters(self._metrics, *key)
+            meters = self._meters[key] = CallMeters(self._metrics, *key)
         assert call.outcome is not None
-        meters.outcomes[call.outcome].inc()
+        meters.count(call.outcome, call.usage)
         meters.duration.observe(total_s)
         meters.queue.observe(call.timings.queue_s)
         if call.timings.first_byte_s is not None:
             meters.first_byte.observe(call.timings.first_byte_s)
         if call.attempts > 1:
-            meters.retries.inc(call.attempts - 1)
-        usage = call.usage
-        if usage.prompt_tokens:
-            meters.prompt.inc(usage.prompt_tokens)
-        if usage.cached_tokens:
-            meters.cached.inc(usage.cached_tokens)
-        if usage.completion_tokens:
-            meters.completion.inc(usage.completion_tokens)
+            meters.extra_attempts += call.attempts - 1

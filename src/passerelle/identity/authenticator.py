@@ -63,6 +63,13 @@ class _Memory:
     entries: dict[bytes, _Entry] = field(default_factory=dict)
     digests: dict[str, set[bytes]] = field(default_factory=dict)
     unknown: dict[tuple[str, bytes], float] = field(default_factory=dict)
+    parsed: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
+    """SHA-256 of a whole key -> what ``parse`` made of it, for keys that were found good: parsing costs more."""
+
+    def keep_parsed(self, whole: bytes, parsed: tuple[str, bytes]) -> None:
+        if len(self.parsed) >= self.size:
+            del self.parsed[next(iter(self.parsed))]
+        self.parsed[whole] = parsed
 
     def keep(self, digest: bytes, entry: _Entry) -> None:
         self.drop_digest(digest)
@@ -155,10 +162,16 @@ class Authenticator:
 
     def cached(self, token: bytes | str) -> Principal | None:
         """Returns who holds this key if memory knows, without waiting; None says nothing about the key."""
-        parsed = parse(token)
+        if len(token) > MAX_CREDENTIAL_BYTES:
+            return None
+        whole = hashlib.sha256(token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token).digest()
+        known = self._memory.parsed.get(whole)
+        parsed = known or parse(token)
         if parsed is not None:
             principal = self._remembered(parsed)
             if principal is not None:
+                if known is None:
+                    self._memory.keep_parsed(whole, parsed)
                 return principal
         return self._static if self._is_static(token) else None
 

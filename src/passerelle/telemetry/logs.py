@@ -79,6 +79,8 @@ class CallLog:
         self._interval_s = interval_s
         self._rows: list[UsageRow] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._second = -1
+        self._clock = ""
 
     def record(self, row: UsageRow) -> None:
         """Takes the line of one settled call."""
@@ -102,11 +104,14 @@ class CallLog:
         return msgspec.json.encode(_CallLine("warning" if slow else "info", "passerelle.call", row)).decode() + "\n"
 
     def _as_text(self, row: UsageRow) -> str:
-        clock = datetime.datetime.fromtimestamp(row.at_ms / 1e3).strftime("%H:%M:%S")
+        second = row.at_ms // 1000
+        if second != self._second:
+            self._second = second
+            self._clock = datetime.datetime.fromtimestamp(second).strftime("%H:%M:%S")
         slow = " SLOW" if row.total_ms > self._slow_ms else ""
         first = f" first={row.first_byte_ms:.0f}ms" if row.first_byte_ms is not None else ""
         code = f" {row.error_code}" if row.error_code else ""
         return (
-            f"{clock} {row.status} {row.operation} {row.model} {row.outcome}{code}{slow} key={row.key_id}"
+            f"{self._clock} {row.status} {row.operation} {row.model} {row.outcome}{code}{slow} key={row.key_id}"
             f" tokens={row.prompt_tokens}+{row.completion_tokens}{first} total={row.total_ms:.0f}ms {row.request_id}\n"
         )

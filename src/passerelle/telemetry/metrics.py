@@ -7,6 +7,7 @@ Gauges are of those that live: sums, but for the generation of the catalog, whic
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
@@ -38,6 +39,8 @@ class Metrics:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self.before_expose: Callable[[], None] = lambda: None
+        """Called before the metrics are shown: whoever counts on the side puts its counts in."""
         self.registry = CollectorRegistry()
         self.calls = Counter(
             "passerelle_calls",
@@ -122,6 +125,7 @@ class Metrics:
 
     def expose(self) -> bytes:
         """Returns the text exposition format: of all workers when there are several."""
+        self.before_expose()
         if self._folder is None:
             return generate_latest(self.registry)
         together = CollectorRegistry()
