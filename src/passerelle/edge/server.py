@@ -17,6 +17,8 @@ from passerelle.edge.application import AsgiApplication
 from passerelle.edge.protocol import DirectPath, EdgeProtocol
 
 BACKLOG = 4096
+_FORCED_S = 2.0
+"""Answers that are cut by a second Ctrl-C have this long to say so."""
 
 
 class PortInUse(Exception):
@@ -93,6 +95,11 @@ class Server(uvicorn.Server):
         if self._acceptor is not None:
             self._acceptor.close()
         await super().shutdown(sockets)
+        if self.force_exit:
+            # A second Ctrl-C skips the application's end; what was accounted is to be written all the same.
+            if self.server_state.tasks:
+                await asyncio.wait(tuple(self.server_state.tasks), timeout=_FORCED_S)
+            await self.lifespan.shutdown()
 
     def _protocol(self) -> asyncio.Protocol:
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
@@ -117,6 +124,9 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             self._on_draining()
         super().handle_exit(sig, frame)
+        if self.force_exit:
+            for task in tuple(self.server_state.tasks):
+                task.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
