@@ -28,7 +28,8 @@ class PortInUse(Exception):
 def bind(host: str, port: int) -> socket.socket:
     """Returns a listening socket, port 0 for any free one. Raises PortInUse.
 
-    Connections are accepted by the kernel from now on, and answered once a worker serves.
+    Connections are accepted by the kernel from now on, and answered once a worker serves. Child processes do not
+    inherit it: a model server that had it would keep the port open after the gateway has closed it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -39,7 +40,6 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         raise PortInUse(f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}.") from error
-    listener.set_inheritable(True)
     return listener
 
 
@@ -90,8 +90,15 @@ class Server(uvicorn.Server):
             self._acceptor = Acceptor(sockets[0], self._protocol, self._yields_with)
         self._on_started()
 
+    def _protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def _yields_with(self, starting: int) -> bool:
+        return self._yields is not None and self._yields(len(self.server_state.connections) + starting)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accepts no more, and waits for running answers."""
+        """Ends what runs, then the application: also when forced, for what was accounted is still to be written."""
         if self._acceptor is not None:
             self._acceptor.close()
         await super().shutdown(sockets)
@@ -100,13 +107,10 @@ class Server(uvicorn.Server):
             if self.server_state.tasks:
                 await asyncio.wait(tuple(self.server_state.tasks), timeout=_FORCED_S)
             await self.lifespan.shutdown()
-
-    def _protocol(self) -> asyncio.Protocol:
-        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
-        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-
-    def _yields_with(self, starting: int) -> bool:
-        return self._yields is not None and self._yields(len(self.server_state.connections) + starting)
+        if self.force_exit:
+            if self.server_state.tasks:
+                await asyncio.wait(tuple(self.server_state.tasks), timeout=_FORCED_S)
+            await self.lifespan.shutdown()
 
     async def on_tick(self, counter: int) -> bool:
         """Runs ten times a second."""
