@@ -68,6 +68,8 @@ class Gateway:
         running = self._running.setdefault(call.principal.key_id, {})
         running[task] = call
         try:
+            if client.gone:
+                await asyncio.sleep(0)  # the cancellation arrives here, before anything is sent
             await self._run(call, client)
             call.outcome = Outcome.OK
         except PasserelleError as error:
