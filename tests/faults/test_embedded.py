@@ -30,6 +30,23 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
         yield process
 
 
+@row("A3")
+async def test_a_call_waits_for_a_model_that_starts(tmp_path: Path) -> None:
+    """A call that comes before the model is loaded waits for it, and is told its place if it streams."""
+    with GatewayProcess(tmp_path / "home", CONFIG) as process:
+        caller = Caller(process.port, process.key, Tape())
+        whole, streamed = await asyncio.gather(
+            caller.chat(MODEL, stream=False, max_tokens=4), caller.chat(MODEL, max_tokens=4)
+        )
+        assert whole.status == streamed.status == 200
+        assert streamed.data[-1] == "[DONE]"
+        gone, request_id = await caller.begin_chat(MODEL, max_tokens=2000)
+        async with gone:
+            await gone.until(b'"content"', count=2)
+        rows = await asyncio.to_thread(process.wait_usage, 3)
+        assert next(row for row in rows if row["request_id"] == request_id)["outcome"] == "cancelled"
+
+
 @row("A23")
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL], ids=["SEGV", "KILL"])
 async def test_the_model_server_dies_in_a_stream(gateway: GatewayProcess, number: signal.Signals) -> None:
