@@ -21,7 +21,8 @@ from passerelle.storage.engine import Database, StorageError, StorageRejected
 from passerelle.storage.tables import usage
 
 FLUSH_INTERVAL_S = 0.5
-BATCH_ROWS = 500
+BATCH_ROWS = 512
+_STATEMENT_ROWS = (64, 16, 4, 1)
 MAX_WAITING_ROWS = 200_000
 RETRY_S = 1.0
 CLOSE_TIMEOUT_S = 15.0
@@ -46,7 +47,7 @@ class Ledger:
         on_lost: Callable[[int], None] | None = None,
     ) -> None:
         self._database = database
-        self._insert = _compiled_insert(database)
+        self._inserts = _Inserts(database)
         self._flush_interval_s = flush_interval_s
         self._max_waiting_rows = max_waiting_rows
         self._retry_s = retry_s
@@ -124,8 +125,12 @@ class Ledger:
 
     async def _write(self, rows: Sequence[UsageRow]) -> None:
         async with self._database.write() as connection:
-            # Plain tuples for a statement compiled once: SQLAlchemy's handling of each value costs more than SQLite's.
-            await connection.exec_driver_sql(self._insert, [_values(row) for row in rows])
+            for size in _STATEMENT_ROWS:
+                while len(rows) >= size:
+                    part, rows = rows[:size], rows[size:]
+                    await connection.exec_driver_sql(
+                        self._inserts.of(size), tuple(value for row in part for value in _values(row))
+                    )
 
     async def _write_singly(self, rows: list[UsageRow]) -> None:
         """Empties ``rows``, giving up those the database will never take, so that they do not hold up the others."""
@@ -178,13 +183,28 @@ _NAMES = (
 """The columns that are written: those of the table, in its order."""
 
 
-def _compiled_insert(database: Database) -> str:
-    """Returns the statement in the database's own words, with a place for each value of `_values`, in its order."""
-    dialect = sqlite if database.is_sqlite else postgresql
-    insert = dialect.insert(usage).on_conflict_do_nothing(index_elements=[usage.c.id])
-    compiled = insert.compile(dialect=database.engine.dialect, column_keys=list(_NAMES))
-    assert compiled.positiontup == list(_NAMES), "the columns are bound in another order than their values"
-    return str(compiled)
+class _Inserts:
+    """The statements that write rows, one for each number of rows, compiled when first needed.
+
+    All rows of a statement go in one step: with ``executemany`` the driver's thread takes and gives back the
+    interpreter's lock for each row, and beside a busy event loop it then writes a few hundred rows a second.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._dialect = database.engine.dialect
+        self._insert = (sqlite if database.is_sqlite else postgresql).insert(usage)
+        self._statements: dict[int, str] = {}
+
+    def of(self, rows: int) -> str:
+        """Returns the statement for so many rows; it binds their `_values`, one row after the other."""
+        statement = self._statements.get(rows)
+        if statement is None:
+            insert = self._insert.values([dict.fromkeys(_NAMES)] * rows)
+            compiled = insert.on_conflict_do_nothing(index_elements=[usage.c.id]).compile(dialect=self._dialect)
+            order = [name.rpartition("_m")[0] for name in compiled.positiontup or ()]
+            assert order == list(_NAMES) * rows, "the columns are bound in another order than their values"
+            statement = self._statements[rows] = str(compiled)
+        return statement
 
 
 def _values(row: UsageRow) -> tuple[Any, ...]:

@@ -435,7 +435,11 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._head_bytes > self.limits.max_head_bytes or len(self.headers) >= self.limits.max_headers:
             self._head_too_large()
             return
-        super().on_header(name, value)
+        # What uvicorn's own method does, without another call for each header.
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._refused:

@@ -36,6 +36,11 @@ class EventAligner:
             return chunk
         return self._align(chunk)
 
+    @property
+    def holding(self) -> bool:
+        """Whether the next chunk cannot be passed on as it is: a part of an event waits, or nothing has come yet."""
+        return bool(self._tail) or self._skip_lf or not self._started
+
     def flush(self) -> bytes:
         """Takes the end of the stream: returns what is left as a last event, its blank line added."""
         rest = bytes(self._tail)

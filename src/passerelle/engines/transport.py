@@ -388,9 +388,18 @@ class Connection(asyncio.Protocol):
             self._deliver()
             self._break(EngineBroke(f"malformed answer: {self._odd or 'bad HTTP framing'}"))
             return
-        if self._parts:
+        parts = self._parts
+        if parts:
             self._head_bytes = 0
-            self._deliver()
+            push = self._push
+            if push is not None and len(parts) == 1:
+                chunk = parts.pop()
+                try:
+                    push(chunk)
+                except EngineBroke as error:
+                    self._break(error)
+            else:
+                self._deliver()
         else:
             # Headers, and later trailers and chunk extensions: bytes in a row that bring no content.
             self._head_bytes += len(data)

@@ -24,6 +24,8 @@ MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 RUNAWAY_SLACK_TOKENS = 16
 """Token events beyond ``max_tokens`` before a stream is cut: engines differ in how they split text."""
 
+_EVENT = b"data: {"
+_QUOTE = ord('"')
 DONE = b"data: [DONE]\n\n"
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _TOKEN = re.compile(rb'"(?:content|text|reasoning_content|arguments)"\s*:\s*"[^"]')
@@ -168,6 +170,9 @@ class StreamRelay:
         """Takes bytes as they arrived, in an event-loop callback: it neither blocks nor raises."""
         if self._done or self._fault is not None:
             return
+        if self._rename is None and self.begun and chunk.startswith(_EVENT) and self._is_plain(chunk):
+            self._client.write(chunk)
+            return
         try:
             block = self._aligner.feed(chunk)
         except ValueError:
@@ -175,6 +180,26 @@ class StreamRelay:
             return
         if block:
             self._relay(block)
+
+    def _is_plain(self, chunk: bytes) -> bool:
+        """Whether a read is one whole event of one more token, and nothing else: most are, and go out as they came."""
+        if self._aligner.holding or chunk.find(b"\n") != len(chunk) - 2 or not chunk.endswith(b"\n\n"):
+            return False
+        if b'"finish_reason":null' not in chunk:
+            return False
+        text = chunk.find(b'"content":"')
+        if text < 0 or chunk[text + 11] == _QUOTE:
+            return False
+        try:
+            parsed = _decode_event(chunk[6:-2])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        if parsed.error or parsed.usage is not None or parsed.object == "error" or len(parsed.choices) <= 2:
+            return False
+        if self._max_tokens is not None and self.tokens >= self._max_tokens:
+            return False
+        self.tokens += 1
+        return True
 
     def _flush(self) -> None:
         """Takes the end of the stream: a last event may lack its blank line."""
