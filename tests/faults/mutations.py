@@ -275,8 +275,8 @@ MUTATIONS = (
         "image addresses are passed on",
         "C11",
         "faces/openai/media.py",
-        "    if _PICTURE.match(url) is None:",
-        '    if _PICTURE.match(url) is None and url.startswith("file:"):',
+        "    found = _PICTURE.match(url)\n",
+        '    found = _PICTURE.match(url)\n    if url.startswith("http"):\n        return\n',
         f"{_CONTENT}::test_no_image_address_is_fetched",
     ),
     Mutation(

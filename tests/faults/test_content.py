@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import random
+import struct
 import time
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -296,7 +298,7 @@ async def test_random_documents(world: World, cases: int) -> None:
     whole["messages"] += [
         {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": called}]},
         {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "x"}]},
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURES["png"]}}]},
     ]  # fmt: skip
 
     def damage(value: Any) -> Any:
@@ -462,7 +464,44 @@ async def test_no_image_address_is_fetched(untouched: World) -> None:
         assert sink.visits == 0
 
 
+def _png(width: int, height: int) -> bytes:
+    """Returns a PNG that announces a size; its pixels are not there."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 4)) + chunk(b"IEND", b"")
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()
+
+
+_JPEG_HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF" + b"\0" * 10
+_GIF = b"GIF89a" + struct.pack("<HH", 2, 2) + b"\0" * 20
+PICTURES = {
+    "png": _data_url("png", _png(1, 1)),
+    "large png": _data_url("png", _png(7000, 7000)),
+    "gif": _data_url("gif", _GIF),
+    "jpeg": _data_url("jpeg", _JPEG_HEAD + b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", 600, 800) + b"\0" * 20),
+    "jpg": _data_url("jpg", _JPEG_HEAD + b"\xff\xc2\x00\x11\x08" + struct.pack(">HH", 600, 800) + b"\0" * 20),
+    "webp": _data_url("webp", b"RIFF\x30\0\0\0WEBPVP8X\x0a\0\0\0" + b"\0" * 4 + b"\x1f\x03\0\x57\x02\0" + b"\0" * 9),
+}
 IMAGES = {
+    "100,000 x 100,000 png": _data_url("png", _png(100_000, 100_000)),
+    "2^31 wide png": _data_url("png", _png(2**31, 1)),
+    "png without pixels": _data_url("png", _png(0, 5)),
+    "65,535 x 65,535 jpeg": _data_url("jpeg", _JPEG_HEAD + b"\xff\xc0\x00\x11\x08" + b"\xff" * 4 + b"\0" * 20),
+    "65,535 x 65,535 gif": _data_url("gif", b"GIF89a" + b"\xff" * 4 + b"\0" * 20),
+    "16,777,216 wide webp": _data_url("webp", b"RIFF\x30\0\0\0WEBPVP8X\x0a\0\0\0" + b"\0" * 4 + b"\xff" * 6),
+    "truncated png": _data_url("png", _png(1, 1)[:20]),
+    "truncated jpeg": _data_url("jpeg", _JPEG_HEAD),
+    "jpeg of endless segments": _data_url("jpeg", b"\xff\xd8" + b"\xff\xe0\0\2" * 5000),
+    "gif called png": _data_url("png", _GIF + b"\0" * 20),
+    "html called png": _data_url("png", b"<html><script>alert(1)</script></html>"),
+    "zip called jpeg": _data_url("jpeg", b"PK\3\4" + b"\0" * 40),
+    "broken in the head": "data:image/png;base64,iVBO@@@@" + "A" * 40,
     "svg with an entity": "data:image/svg+xml;base64," + base64.b64encode(b'<!DOCTYPE x [<!ENTITY a "b">]>').decode(),
     "svg as text": "data:image/svg+xml,<svg onload=alert(1)>",
     "html": "data:text/html;base64,PGh0bWw+",
@@ -483,6 +522,17 @@ async def test_an_image_of_another_kind_is_refused(untouched: World, name: str) 
     part = {"type": "image_url", "image_url": {"url": IMAGES[name]}}
     body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
     refused(await untouched.caller.ask(CHAT, body))
+
+
+@row("C14")
+@pytest.mark.parametrize("name", PICTURES)
+async def test_a_picture_of_bearable_size_passes(world: World, name: str) -> None:
+    """The four formats go on untouched."""
+    part = {"type": "image_url", "image_url": {"url": PICTURES[name]}}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
+    answer = await world.caller.ask(CHAT, body)
+    assert answer.status == 200, answer.body
+    assert world.models[MODEL].posts[-1].json["messages"][0]["content"][0] == part
 
 
 @row("C15")

@@ -131,6 +131,7 @@ async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:
         upstream.scenario = on_posts([headers(), tokens(10, 0.05), finish()])
         config = {
             **SETTINGS,
+            "server": {"grace_s": 20},
             "auth": {"api_key": "rolling-restart-key"},
             "models": [{"name": "m", "targets": [{"url": upstream.url}]}],
         }

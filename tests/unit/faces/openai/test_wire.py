@@ -15,7 +15,9 @@ from passerelle.faces.openai.fields import FORWARD
 from passerelle.faces.openai.media import MAX_MEDIA_BYTES
 
 HELLO = {"role": "user", "content": "Hello!"}
-PICTURE = "data:image/png;base64,iVBORw0KGgo="
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+)
 
 
 def chat(**fields: Any) -> Request:
