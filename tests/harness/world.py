@@ -22,6 +22,7 @@ from tests.harness.upstreamd import Scenario, Seen, Step, Upstream, normal
 TIMEOUTS = {"connect_s": 1.0, "first_byte_s": 1.0, "idle_s": 1.0}
 UPSTREAM_KEY = "sk-upstream-CANARY-0123456789"
 SETTINGS: Mapping[str, Any] = {
+    "server": {"grace_s": 3.0},
     "health": {"probe_interval_s": 20, "probe_timeout_s": 2, "eject_s": 1.0},
     "logging": {"level": "debug", "format": "json"},
     "accounting": {"flush_interval_s": 0.05},

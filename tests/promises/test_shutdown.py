@@ -22,7 +22,8 @@ from tests.harness.world import SETTINGS, on_posts
 async def running(tmp_path: Path, upstream: Upstream, **sections: Any) -> AsyncIterator[tuple[GatewayProcess, Caller]]:
     """A gateway in front of one upstream."""
     model = {"name": "m", "max_concurrent": 2, "targets": [{"url": upstream.url}]}
-    process = GatewayProcess(tmp_path / "home", {**SETTINGS, **sections, "models": [model]})
+    settings = {**SETTINGS, "server": {"grace_s": 30}, **sections, "models": [model]}
+    process = GatewayProcess(tmp_path / "home", settings)
     await asyncio.to_thread(process.start)
     try:
         yield process, Caller(process.port, process.key, Tape())
