@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
 from tests.harness.gateway import GatewayProcess
 from tests.harness.models import default_gguf, shared_cache
 

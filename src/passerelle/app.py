@@ -37,6 +37,7 @@ from passerelle.gateway.policies import make_policy
 from passerelle.gateway.probe import Prober
 from passerelle.gateway.retry import RetryRules
 from passerelle.gateway.settle import Settlement
+from passerelle.gateway.shadow import Shadows
 from passerelle.gateway.shared import SYNC_S, Seat
 from passerelle.gateway.targets import Fleet, StateChange
 from passerelle.gateway.windows import Windows
@@ -107,12 +108,13 @@ class Passerelle:
             known=self.windows.note,
         )
         self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s), seat=seat)
+        self.shadows = Shadows(self.engines)
         self.settlement = Settlement(self.metrics, (self.ledger, self.call_log))
         self.gateway = Gateway(
             self.fleet,
             ContextAdmission(self.engines, self.windows.of),
             self.admission,
-            Attempts(self.engines, _retry_rules(settings)),
+            Attempts(self.engines, _retry_rules(settings), self.shadows),
             self.settlement,
             self.metrics,
             errors.stream_event,
@@ -127,7 +129,9 @@ class Passerelle:
                 OpenAIFace(
                     self.gateway, self.catalog, self.windows.of, request_timeout_s=settings.server.request_timeout_s
                 ),
-                HealthFace(self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, seat),
+                HealthFace(
+                    self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
+                ),
                 AdminFace(self.catalog, self.fleet, self.admission, self.prober, seat),
                 DocsFace(),
             )
@@ -137,7 +141,7 @@ class Passerelle:
             self.identify,
             errors.render,
             now=time.monotonic,
-            trusted_hosts=frozenset(settings.server.trusted_hosts),
+            trusted_hosts=frozenset(host.lower() for host in settings.server.trusted_hosts),
         )
         self.direct = DirectPath(direct_paths(table), self.dispatcher, _edge_limits(settings))
         self.application = AsgiApplication(
@@ -156,6 +160,7 @@ class Passerelle:
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
         self.prober.adopt()
+        self.metrics.generation.set(self.catalog.current.generation)
         self.catalog.subscribe(lambda before, after: self._adopt())
         self._tasks = [
             asyncio.create_task(self.watcher.run(), name="watch configuration"),
@@ -174,6 +179,7 @@ class Passerelle:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.shadows.aclose()
         await self.prober.aclose()
         for engine in set(self.engines.values()):
             await engine.aclose()

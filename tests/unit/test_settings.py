@@ -96,7 +96,11 @@ def test_variables_of_every_type(home: Path) -> None:
         PASSERELLE_RETRY__BUDGET_RATIO="1e-1",
     ).settings
     assert (settings.server.port, settings.server.trusted_hosts) == (9000, ("a.example", "*.b.example"))
-    assert (settings.logging.format, settings.auth.api_key, settings.retry.budget_ratio) == ("json", "1234567890123456", 0.1)
+    assert (settings.logging.format, settings.auth.api_key, settings.retry.budget_ratio) == (
+        "json",
+        "1234567890123456",
+        0.1,
+    )
 
 
 def test_models_can_come_from_a_variable(home: Path) -> None:

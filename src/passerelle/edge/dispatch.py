@@ -191,5 +191,13 @@ def check_host(headers: Headers, trusted: frozenset[str]) -> None:
     found = _HOST.fullmatch(hosts[0])
     if found is None:
         raise BadRequest("The Host header is not a host name.", code="bad_host")
-    if trusted and found[1].decode().lower() not in trusted:
+    if trusted and not _is_trusted(found[1].decode().lower(), trusted):
         raise BadRequest("This server does not answer for that Host.", code="bad_host")
+
+
+def _is_trusted(host: str, trusted: frozenset[str]) -> bool:
+    """Whether the list names ``host``, or a domain above it as ``*.domain``."""
+    if host in trusted:
+        return True
+    parts = host.split(".")
+    return any("*." + ".".join(parts[above:]) in trusted for above in range(1, len(parts)))

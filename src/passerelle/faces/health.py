@@ -9,6 +9,7 @@ import msgspec
 from passerelle import __version__
 from passerelle.catalog.holder import Catalog
 from passerelle.domain.client import Headers
+from passerelle.domain.model import Target
 from passerelle.edge.dispatch import Context
 from passerelle.gateway.health import HealthState
 from passerelle.gateway.probe import Prober
@@ -27,8 +28,10 @@ class HealthFace:
         prober: Prober,
         metrics: Metrics,
         draining: Callable[[], bool],
+        is_managed: Callable[[Target], bool],
         seat: Seat | None = None,
     ) -> None:
+        self._is_managed = is_managed
         self._seat = seat
         self._catalog = catalog
         self._fleet = fleet
@@ -42,13 +45,14 @@ class HealthFace:
         await respond_json(context, {"status": "ok"})
 
     async def ready(self, context: Context) -> None:
-        """Readiness: every model was loaded once, and at least one can serve now; 503 until then and while draining.
+        """Readiness: the models of this machine were loaded once, and at least one model can serve now; else 503.
 
-        What any worker has seen ready counts for all of them, so that one that was restarted does not say otherwise.
+        Servers elsewhere are not waited for: one that is away must not take the others out of use. What any worker has
+        seen ready counts for all of them, so that one that was restarted does not say otherwise.
         """
         models = {name: self._model(name) for name in self._catalog.current.models}
         serving = [model for model in models.values() if model["ready"]]
-        if not self._was_ready and len(serving) == len(models):
+        if not self._was_ready and all(models[name]["ready"] for name in self._loaded_here()):
             self._was_ready = True
             if self._seat is not None:
                 self._seat.note_ready()
@@ -57,6 +61,11 @@ class HealthFace:
         ready = self._was_ready and (bool(serving) or not models) and not self._draining()
         why = "draining" if self._draining() else ("ready" if ready else "starting")
         await respond_json(context, {"status": why, "models": models}, status=200 if ready else 503)
+
+    def _loaded_here(self) -> list[str]:
+        """The models that run on this machine."""
+        models = self._catalog.current.models.values()
+        return [model.name for model in models if any(self._is_managed(target) for target in model.targets)]
 
     def _model(self, name: str) -> dict[str, object]:
         pool = self._fleet.pool(name)

@@ -35,6 +35,7 @@ from passerelle.gateway.call import Call
 from passerelle.gateway.policies.base import RoutingHint
 from passerelle.gateway.relay import StreamRelay, read_document
 from passerelle.gateway.retry import RetryBudget, RetryRules, backoff_s
+from passerelle.gateway.shadow import Shadows
 from passerelle.gateway.targets import Flight, Pool, TargetState
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ class StreamBroken(Exception):
 class Attempts:
     """Sends a call to one target after another until one answers, and relays the answer."""
 
-    def __init__(self, engines: Mapping[str, Engine], rules: RetryRules) -> None:
+    def __init__(self, engines: Mapping[str, Engine], rules: RetryRules, shadows: Shadows) -> None:
         self._engines = engines
+        self._shadows = shadows
         self._rules = rules
         self._budgets: dict[str, RetryBudget] = {}
 
@@ -64,6 +66,8 @@ class Attempts:
         """Answers the call. Raises PasserelleError while nothing was sent, StreamBroken afterwards."""
         budget = self._budget(pool.name)
         budget.deposit()
+        if pool.shadows:
+            self._shadows.copy(call, pool)
         tried: set[TargetState] = set()
         failures: list[EngineError] = []
         started = time.monotonic()
@@ -206,6 +210,8 @@ def _conclude(failures: list[EngineError]) -> PasserelleError:
 
 
 def _broken(error: EngineBroke) -> PasserelleError:
+    if error.status == 404:
+        return UpstreamFailed("The model server does not know the model under its configured name; tell the operator.")
     if error.timeout:
         return UpstreamTimeout("The model server did not answer in time; retry, or ask for less.")
     return UpstreamFailed("The model server broke off; retry the request.")

@@ -52,7 +52,7 @@ class ContextAdmission:
         if tokens < window and model.trim_max_tokens:
             _trim(request, window - tokens)
             return
-        raise _too_long(model, window, tokens, request.max_tokens)
+        raise _too_long(model, window, tokens, request)
 
     async def _count(self, call: Call, pool: Pool) -> int | None:
         candidates = pool.candidates()
@@ -78,12 +78,13 @@ def _trim(request: Request, room: int) -> None:
     request.changes |= dict.fromkeys(given or ["max_tokens"], raw)
 
 
-def _too_long(model: Model, window: int, tokens: int, max_tokens: int | None) -> ContextTooLong:
+def _too_long(model: Model, window: int, tokens: int, request: Request) -> ContextTooLong:
+    max_tokens, chat = request.max_tokens, request.operation is Operation.CHAT
     asked = f"{tokens} in the prompt"
     if max_tokens is not None and tokens < window:
         asked = f"{tokens + max_tokens} ({tokens} in the prompt, {max_tokens} for the answer)"
     return ContextTooLong(
         f"The context window of '{model.name}' is {window} tokens, and this request needs {asked};"
         " shorten the prompt or lower max_tokens.",
-        param="messages",
+        param="messages" if chat else "prompt",
     )

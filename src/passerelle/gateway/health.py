@@ -30,6 +30,8 @@ from math import inf
 from passerelle.engines.base import Probe, Readiness
 from passerelle.gateway.shared import Hint
 
+_NOT_PROBED = "not probed yet"
+
 
 class HealthState(StrEnum):
     """What an operator sees of a target."""
@@ -117,7 +119,7 @@ class Health:
         "why",
     )
 
-    def __init__(self, rules: HealthRules, around: Surroundings, *, why: str = "not probed yet") -> None:
+    def __init__(self, rules: HealthRules, around: Surroundings, *, why: str = _NOT_PROBED) -> None:
         self._rules = rules
         self._around = around
         self.consecutive_failures = 0
@@ -248,7 +250,7 @@ class Health:
             self._probed = Readiness.READY
             self.busy(None, why=f"probe: {found.why}")
             return
-        if found.readiness is Readiness.READY and self._probed is not Readiness.READY:
+        if found.readiness is Readiness.READY and (self._probed is not Readiness.READY or self._note == _NOT_PROBED):
             self._note = f"probe: {found.why}"
         self._probed, self._probe_why = found.readiness, f"probe: {found.why}"
         self._settle()

@@ -119,9 +119,6 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
-        self.child_restarts = Counter(
-            "passerelle_child_restarts", "Restarts of managed model servers.", ("name",), registry=self.registry
-        )
 
     def expose(self) -> bytes:
         """Returns the text exposition format: of all workers when there are several."""
