@@ -315,6 +315,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stalled_since = 0.0
         self._stalled_bytes = 0
         self._progress = False
+        self._in_trailers = False
         self._silent_bytes = 0  # received in a row without a head, a piece of a body or an end
 
     # Connection
@@ -421,6 +422,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._progress = True
+        self._in_trailers = False
         self._head_bytes = 1
         if self._active is None:
             self.deadline = time.monotonic() + self.limits.head_timeout_s
@@ -435,6 +437,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._head_bytes > self.limits.max_head_bytes or len(self.headers) >= self.limits.max_headers:
             self._head_too_large()
             return
+        if self._in_trailers:
+            return  # they are no headers: what checked the head must have seen all that counts (RFC 9110, 6.5.1)
         # What uvicorn's own method does, without another call for each header.
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
@@ -444,11 +448,11 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._refused:
             return
-        self._progress = True
+        self._progress = self._in_trailers = True
         self._head_bytes = 0
         self.deadline = float("inf")
         if not self._well_framed():
-            self._refuse(400, "malformed_request", "The request's framing headers contradict each other.")
+            self._refuse(400, "malformed_request", "The request's version or framing is not one of HTTP/1.1.")
             return
         self._body_started, self._body_bytes = time.monotonic(), 0
         exchange = self._direct_exchange()
@@ -492,7 +496,10 @@ class EdgeProtocol(HttpToolsProtocol):
     # The direct path
 
     def _well_framed(self) -> bool:
-        """Whether the length of the body is stated once and clearly (RFC 9112, section 6.3)."""
+        """Whether the length of the body is stated once and clearly (RFC 9112, section 6.3), in a version we speak."""
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return False
         lengths = encodings = 0
         for name, value in self.headers:
             if name == b"content-length":
@@ -503,7 +510,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 encodings += 1
                 if value.strip().lower() != b"chunked":
                     return False
-        if encodings and self.parser.get_http_version() == "1.0":
+        if encodings and version == "1.0":
             return False
         return lengths + encodings <= 1
 
