@@ -13,6 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WORLD = {
     "singles": 6,
     "pairs": 6,
+    "settings": {"server": {"request_timeout_s": 6}},
     "models": [
         ModelSpec("first-choice", 1, {"fallbacks": {"error": ["second-choice"], "overload": ["second-choice"]}}),
         ModelSpec("second-choice", 1),
@@ -42,6 +43,19 @@ async def test_two_generations_are_never_spliced(world: World) -> None:
         assert answer.text == "tok "
         assert answer.stream_error is not None
     assert len(model.posts) == 4
+
+
+@pytest.mark.slow
+async def test_one_deadline_over_everything(world: World) -> None:
+    """Attempts, waits and the stream itself share the request's deadline; a stream past it gets an error event."""
+    model = world.take(1)
+    model.script([headers(), tokens(1000, 0.1)])
+    answer = await world.caller.chat(model.name)
+    assert 5 < answer.took_s < 8
+    assert answer.stream_error is not None
+    assert answer.stream_error["code"] == "upstream_timeout"
+    assert answer.request_id is not None
+    assert (await world.usage(answer.request_id))["outcome"] == "timeout"
 
 
 async def test_retries_have_a_budget(world: World) -> None:
