@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy.dialects import postgresql, sqlite
-
 from passerelle.domain.usage import UsageRow
 from passerelle.storage.engine import Database, StorageError, StorageRejected
 from passerelle.storage.tables import usage
@@ -192,7 +190,12 @@ class _Inserts:
 
     def __init__(self, database: Database) -> None:
         self._dialect = database.engine.dialect
-        self._insert = (sqlite if database.is_sqlite else postgresql).insert(usage)
+        # The other dialect's module is not read: it would be part of every start.
+        if database.is_sqlite:
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+        self._insert = insert(usage)
         self._statements: dict[int, str] = {}
 
     def of(self, rows: int) -> str:
