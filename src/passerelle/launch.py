@@ -45,7 +45,7 @@ class Launch:
     environ: Mapping[str, str]
     flags: Mapping[str, str | int | None]
     store: ModelStore
-    progress: Progress
+    progress: Callable[[], Progress]
 
     def serve(self) -> None:
         """Runs until stopped by a signal.
@@ -88,7 +88,7 @@ class Launch:
             if find_model(name) is None:
                 raise
             print(f"Fetching the model {name}, once.", file=sys.stderr)
-            self.store.pull(name, self.progress)
+            self.store.pull(name, self.progress())
             return self.store.resolve(name)
 
     async def _run(self, listener: socket.socket, specs: Mapping[str, ChildSpec]) -> None:

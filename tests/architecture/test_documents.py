@@ -13,7 +13,7 @@ import typer
 from prometheus_client import CollectorRegistry
 
 from passerelle.catalog.schema import ENGINES
-from passerelle.cli.main import app
+from passerelle.cli.main import application
 from passerelle.domain import errors
 from passerelle.edge.asgi import STALL_S
 from passerelle.edge.dispatch import Context, Route
@@ -168,7 +168,7 @@ def commands(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
         yield from commands(child, (*path, name))
 
 
-@pytest.mark.parametrize("words", sorted(commands(typer.main.get_command(app))), ids=" ".join)
+@pytest.mark.parametrize("words", sorted(commands(typer.main.get_command(application()))), ids=" ".join)
 def test_every_command_is_documented(words: tuple[str, ...]) -> None:
     """README or a page shows the command as it is typed, or after its group where several stand in one line."""
     assert re.search(rf"(passerelle |`){' '.join(words)}\b", TEXT) or (

@@ -1,21 +1,36 @@
-"""The command line: one file per noun, imported when used."""
+"""The command line: one file per noun, and only the one that is used is imported: `serve` has to start quickly."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from passerelle import __version__
-from passerelle.cli import check, docs, key, model, router, serve, usage
 
-app = typer.Typer(
-    name="passerelle",
-    help="One front door for an organisation's own language models.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+NOUNS = ("serve", "check", "usage", "key", "model", "router", "docs")
+"""The commands; each has a module of its name, with ``app`` for those that have verbs."""
+
+
+def application(only: str | None = None) -> typer.Typer:
+    """Returns the command line with all nouns, or with one."""
+    app = typer.Typer(
+        name="passerelle",
+        help="One front door for an organisation's own language models.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for noun in NOUNS if only is None else (only,):
+        module = import_module(f"passerelle.cli.{noun}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=noun)
+        else:
+            app.command()(getattr(module, noun))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -24,7 +39,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -33,15 +47,7 @@ def _root(
     """One front door for an organisation's own language models."""
 
 
-app.command()(serve.serve)
-app.command()(check.check)
-app.command()(usage.usage)
-app.add_typer(key.app, name="key")
-app.add_typer(model.app, name="model")
-app.add_typer(router.app, name="router")
-app.add_typer(docs.app, name="docs")
-
-
 def main() -> None:
     """Runs the command line."""
-    app()
+    noun = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in NOUNS else None
+    application(noun)()

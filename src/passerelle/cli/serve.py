@@ -11,8 +11,9 @@ import typer
 
 from passerelle.catalog.problem import ConfigurationError
 from passerelle.edge.server import PortInUse
-from passerelle.models.fetched import ModelError
+from passerelle.models.fetched import ModelError, Progress
 from passerelle.models.gguf import NotGguf
+from passerelle.models.store import open_store
 from passerelle.settings import load_configuration
 from passerelle.storage.engine import StorageError
 from passerelle.telemetry import logs
@@ -26,7 +27,6 @@ def serve(
     home: Annotated[Path | None, typer.Option(help="The folder that holds everything.")] = None,
 ) -> None:
     """Runs the gateway until Ctrl-C or SIGTERM; running answers finish first."""
-    from passerelle.cli.model import open_store, progress_on
     from passerelle.launch import HomeUnusable, Launch
 
     flags: dict[str, str | int | None] = {
@@ -42,7 +42,7 @@ def serve(
         logs.configure(settings.logging.level, settings.logging.format)
         cache_home = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
         store = open_store(settings.home, cache_home)
-        Launch(configuration, environ, flags, store, progress_on(sys.stderr.isatty())).serve()
+        Launch(configuration, environ, flags, store, _progress).serve()
     except ConfigurationError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -50,3 +50,9 @@ def serve(
     except (HomeUnusable, PortInUse, StorageError, ModelError, NotGguf) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _progress() -> Progress:
+    from passerelle.cli.progress import progress_on  # a start that fetches nothing does without a progress bar
+
+    return progress_on(sys.stderr.isatty())

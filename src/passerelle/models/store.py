@@ -217,6 +217,11 @@ class ModelStore:
             yield
 
 
+def open_store(home: Path, cache_home: Path) -> ModelStore:
+    """Returns the store of a home, with the cache that all homes of this user share."""
+    return ModelStore(home.expanduser(), cache=cache_home.expanduser() / "passerelle" / "models")
+
+
 def catalogue_and_here(store: ModelStore) -> list[tuple[CatalogueModel | None, Manifest | None]]:
     """Pairs the catalogue's models with those on this machine; those that are in only one of the two come too."""
     here = {manifest.name: manifest for manifest in store.list()}

@@ -10,7 +10,8 @@ from tests.harness.hub import Hub
 from tests.harness.models import gguf_bytes
 from typer.testing import CliRunner, Result
 
-from passerelle.cli.model import ProgressBar, ProgressLines, app
+from passerelle.cli.model import app
+from passerelle.cli.progress import ProgressBar, ProgressLines
 
 MODEL = gguf_bytes("cli", context_length=64)
 SHA256 = hashlib.sha256(MODEL).hexdigest()

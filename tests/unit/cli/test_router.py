@@ -12,7 +12,7 @@ import pytest
 from tests.harness.gateway import GatewayProcess
 from typer.testing import CliRunner, Result
 
-from passerelle.cli.main import app
+from passerelle.cli.main import application
 from passerelle.cli.router import show_age
 
 CONFIG = {
@@ -37,7 +37,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 def run(gateway: GatewayProcess, *arguments: str) -> Result:
     """Runs the command against the gateway, with the key in its home."""
-    return CliRunner().invoke(app, ["router", "--url", gateway.url, "--home", str(gateway.home), *arguments])
+    return CliRunner().invoke(application(), ["router", "--url", gateway.url, "--home", str(gateway.home), *arguments])
 
 
 def targets(gateway: GatewayProcess) -> dict[str, dict[str, object]]:
@@ -64,7 +64,7 @@ def test_a_target_is_drained_and_put_back(gateway: GatewayProcess) -> None:
     assert drained.stdout == f"{target} (one) is draining: drained by admin; 0 requests outstanding\n"
     assert targets(gateway)["one"]["state"] == "draining"
     arguments = ["router", "undrain", target, "--url", gateway.url, "--key", gateway.key]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(application(), arguments).exit_code == 0
     assert targets(gateway)["one"]["state"] != "draining"
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_key_is_one_line(gateway: GatewayProcess) -> None:
 )
 def test_what_is_no_address_is_one_line(url: str) -> None:
     """An address nobody could be at is said to be none, before anything is sent."""
-    result = CliRunner().invoke(app, ["router", "--url", url or " ", "--key", "k"])
+    result = CliRunner().invoke(application(), ["router", "--url", url or " ", "--key", "k"])
     assert result.exit_code == 2
     assert "is not the address of a gateway" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -103,7 +103,7 @@ def test_nobody_there_is_one_line() -> None:
     """A port on which nobody listens is named, with what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    result = CliRunner().invoke(app, ["router", "--url", f"http://127.0.0.1:{port}", "--key", "k"])
+    result = CliRunner().invoke(application(), ["router", "--url", f"http://127.0.0.1:{port}", "--key", "k"])
     assert result.exit_code == 2
     assert result.stderr == (
         f"No gateway answers at http://127.0.0.1:{port} (Connection refused); start one, or name it with --url.\n"
@@ -132,7 +132,7 @@ def test_somebody_else_there_is_one_line(answer: bytes, line: str) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        result = CliRunner().invoke(app, ["router", "--url", url, "--key", "k"])
+        result = CliRunner().invoke(application(), ["router", "--url", url, "--key", "k"])
         thread.join(10)
     assert result.exit_code == 2
     assert line in result.stderr
@@ -142,14 +142,14 @@ def test_somebody_else_there_is_one_line(answer: bytes, line: str) -> None:
 @pytest.mark.parametrize("key", ["é", "a\nb", "a b\x00"])
 def test_a_key_with_impossible_characters_is_not_shown(key: str) -> None:
     """What cannot stand in a header is refused without repeating it."""
-    result = CliRunner().invoke(app, ["router", "--key", key])
+    result = CliRunner().invoke(application(), ["router", "--key", key])
     assert result.exit_code == 2
     assert result.stderr == "The key holds characters that no key has; look at --key, or at admin.key.\n"
 
 
 def test_a_home_without_key_is_one_line(tmp_path: Path) -> None:
     """Without admin.key the line says where it was looked for, and the two ways out."""
-    result = CliRunner().invoke(app, ["router", "--home", str(tmp_path)])
+    result = CliRunner().invoke(application(), ["router", "--home", str(tmp_path)])
     assert result.exit_code == 2
     assert result.stderr == (
         f"No key: {tmp_path / 'admin.key'} cannot be read (No such file or directory);"
