@@ -25,7 +25,7 @@ NARROW = {"timeouts": {"connect_s": 2.0, "first_byte_s": 30.0, "idle_s": 30.0}}
 WORLD = {
     "singles": 4,
     "models": [ModelSpec("narrow", 1, {"max_concurrent": 4}, NARROW)],
-    "settings": {"queue": {"max_waiting": 200, "max_wait_s": 10}},
+    "settings": {"queue": {"max_waiting": 200, "max_wait_s": 5}},
 }
 
 
@@ -36,9 +36,9 @@ async def test_a_flood_costs_its_sender(world: World) -> None:
     model.upstreams[0].token_every_s = 0.03
     world.tape.allowed.add(503)
     alone = await good_load(world.second, model.name, rate_per_s=3, seconds=3)
-    flood = asyncio.create_task(good_load(world.caller, model.name, rate_per_s=150, seconds=6))
+    flood = asyncio.create_task(good_load(world.caller, model.name, rate_per_s=150, seconds=5))
     await asyncio.sleep(1.0)  # the flood has filled the room
-    beside = await good_load(world.second, model.name, rate_per_s=3, seconds=4)
+    beside = await good_load(world.second, model.name, rate_per_s=3, seconds=3)
     flooded = await flood
     assert alone.success == beside.success == 1.0
     assert beside.latency_s(0.99) < 1.2 * alone.latency_s(0.99) + 0.4

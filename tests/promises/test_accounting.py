@@ -13,7 +13,7 @@ from tests.harness.gateway import GatewayProcess
 from tests.harness.upstreamd import Upstream, headers, never, tokens
 from tests.harness.world import SETTINGS, ModelSpec, World, on_posts
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 SLOW = {"timeouts": {"connect_s": 2.0, "first_byte_s": 30.0, "idle_s": 30.0}}
 WORLD = {
     "singles": 4,
@@ -21,7 +21,7 @@ WORLD = {
 }
 
 
-@pytest.mark.parametrize("calls", [120, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [120, 1000])
 async def test_one_row_for_each_of_many_random_departures(world: World, calls: int) -> None:
     """Callers leave at random moments in random ways: every call that began has one row, and the counts add up."""
     draw = random.Random(calls)

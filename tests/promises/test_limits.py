@@ -10,7 +10,7 @@ from tests.harness.oracles import becomes
 from tests.harness.upstreamd import Exchange, finish, headers, never, stall, tokens
 from tests.harness.world import ModelSpec, World
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 SLOW = {"timeouts": {"connect_s": 2.0, "first_byte_s": 30.0, "idle_s": 30.0}}
 WORLD = {
     "models": [
@@ -73,7 +73,6 @@ async def test_a_full_room_sheds_at_once(world: World) -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
-@pytest.mark.slow
 async def test_waiting_has_an_end(world: World) -> None:
     """A call that waited as long as the queue allows gets 503, or, where its stream began already, an error event."""
     model = world.models["late"]
@@ -91,7 +90,6 @@ async def test_waiting_has_an_end(world: World) -> None:
     assert streamed.stream_error["code"] == "overloaded"
 
 
-@pytest.mark.slow
 async def test_a_stream_that_waits_is_told_its_place(world: World) -> None:
     """Comments, which clients ignore, say the position; then the answer follows as usual."""
     model = world.models["told"]

@@ -12,7 +12,7 @@ from tests.harness.oracles import becomes
 from tests.harness.upstreamd import finish, headers, tokens
 from tests.harness.world import ModelSpec, World
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 WORLD = {"singles": 6, "pairs": 2, "models": [ModelSpec("busy", 2, {"policy": "least_busy"})]}
 
 
@@ -33,7 +33,7 @@ async def reloaded(world: World, document: dict[str, Any], within_s: float = 6.0
     return await generation(world)
 
 
-@pytest.mark.parametrize("reloads", [5, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reloads", [5, 120])
 async def test_reloads_under_load_fail_no_request(world: World, reloads: int) -> None:
     """Many reloads while callers ask and streams run: every call is answered, every stream whole."""
     long = world.models[f"single-{0 if reloads == 5 else 1}"]
@@ -125,7 +125,6 @@ async def test_a_broken_configuration_is_refused(world: World, name: str) -> Non
     assert (await world.caller.chat("busy")).status == 200
 
 
-@pytest.mark.slow
 async def test_a_stream_of_ten_seconds_over_twenty_reloads(world: World) -> None:
     """A rotation of the configuration never cuts a running stream, even when its model's policy and keys change."""
     model = world.take(1)

@@ -17,6 +17,8 @@ from tests.harness.oracles import becomes
 from tests.harness.upstreamd import Upstream, finish, headers, never, tokens
 from tests.harness.world import SETTINGS, on_posts
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def running(tmp_path: Path, upstream: Upstream, **sections: Any) -> AsyncIterator[tuple[GatewayProcess, Caller]]:
@@ -119,7 +121,6 @@ async def test_readiness_says_so(tmp_path: Path) -> None:
             assert await asyncio.to_thread(process.wait, 10) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["TERM", "KILL"])
 async def test_no_model_server_stays_behind(tmp_path: Path, how: str) -> None:
     """The embedded model server ends with the gateway, also when that is killed and can do nothing about it."""

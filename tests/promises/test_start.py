@@ -52,6 +52,7 @@ def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:
     assert "missing.gguf" in one_line(serve(tmp_path, llamacpp(str(tmp_path / "missing.gguf"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f", b"<html>" * 100])
 def test_a_model_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     """Truncated, empty, or another kind of file."""
@@ -60,6 +61,7 @@ def test_a_model_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     assert "model.gguf" in one_line(serve(tmp_path, llamacpp(str(path))))
 
 
+@pytest.mark.slow
 def test_a_model_nobody_knows(tmp_path: Path) -> None:
     """The name is named."""
     assert "no-such-model" in one_line(serve(tmp_path, llamacpp("no-such-model")))
@@ -78,18 +80,21 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert str(port) in one_line(done.stderr.strip())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["/proc/passerelle", "/dev/null/passerelle"])
 def test_a_home_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     """The folder is named, for the superuser too."""
     assert place in one_line(serve(tmp_path, {}, home=Path(place)))
 
 
+@pytest.mark.slow
 def test_a_home_that_is_a_file(tmp_path: Path) -> None:
     """A file where the folder should be."""
     (tmp_path / "file").write_text("x")
     assert "file" in one_line(serve(tmp_path, {}, home=tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_a_database_that_is_none(tmp_path: Path) -> None:
     """A file of another kind in the database's place is not overwritten."""
     home = tmp_path / "home"
@@ -119,6 +124,7 @@ CONFIGURATIONS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_configuration_that_is_wrong(tmp_path: Path, name: str) -> None:
     """File, line and key in one line; no secret in it."""
@@ -129,12 +135,14 @@ def test_a_configuration_that_is_wrong(tmp_path: Path, name: str) -> None:
     assert re.search(r"passerelle\.yaml(:\d+)?", said)
 
 
+@pytest.mark.slow
 def test_several_problems_at_once(tmp_path: Path) -> None:
     """All of them are told, a line each."""
     said = serve(tmp_path, {"sever": {}, "server": {"workers": "many"}, "queue": {"max_waiting": -1}})
     assert len(said.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_configuration_file_that_is_not_there(tmp_path: Path) -> None:
     """The path is named."""
     command = [sys.executable, "-m", "passerelle", "serve", "--config", str(tmp_path / "nowhere.yaml")]

@@ -11,7 +11,7 @@ from tests.harness.oracles import rss_bytes
 from tests.harness.upstreamd import Exchange, body, end, headers, tokens
 from tests.harness.world import World
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 WORLD = {"singles": 8}
 
 
@@ -30,7 +30,7 @@ async def test_tokens_come_when_they_are_made(world: World) -> None:
     assert last_s > 0.7
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, 150])
 async def test_many_streams_at_once_are_whole_and_unmixed(world: World, count: int) -> None:
     """Each of many concurrent streams brings its own tokens in order, and little memory is taken for it."""
     model = world.take()
