@@ -8,7 +8,6 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 CONFIG ?=
 PASSERELLE_HOME ?= $(HOME)/.passerelle
-export PASSERELLE_HOME
 
 SERVE_FLAGS := --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
@@ -36,7 +35,7 @@ $(VENV)/.dev: $(BIN)/python requirements/dev.txt pyproject.toml
 	@touch $@ $(VENV)/.base
 
 serve: $(VENV)/.base ## Set up and run the gateway with the embedded model (PORT=, CONFIG=, PASSERELLE_HOME=)
-	@exec $(BIN)/passerelle serve $(SERVE_FLAGS)
+	@PASSERELLE_HOME="$(PASSERELLE_HOME)" exec $(BIN)/passerelle serve $(SERVE_FLAGS)
 
 test: $(VENV)/.dev ## Set up and run every test but the named tiers
 	@$(BIN)/python tools/run_tests.py

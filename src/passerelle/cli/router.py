@@ -40,6 +40,10 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", envvar="PASSERELLE_HOME", metavar="FOLDER", help="The folder that holds admin.key."),
 ]
+VerbHomeOption = Annotated[
+    Path | None, typer.Option("--home", metavar="FOLDER", help="The folder that holds admin.key.")
+]
+"""After a verb the variable does not count: it would win over the option before the verb."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TargetArgument = Annotated[
     str, typer.Argument(metavar="TARGET", help="The id of a target, as `passerelle router` lists.")
@@ -130,7 +134,7 @@ def drain(
     target: TargetArgument,
     url: UrlOption = None,
     key: KeyOption = None,
-    home: HomeOption = None,
+    home: VerbHomeOption = None,
 ) -> None:
     """Send no new requests to a target; running answers finish."""
     _move(context, (url, key, home), target, "drain")
@@ -142,7 +146,7 @@ def undrain(
     target: TargetArgument,
     url: UrlOption = None,
     key: KeyOption = None,
-    home: HomeOption = None,
+    home: VerbHomeOption = None,
 ) -> None:
     """Put a drained target back to work."""
     _move(context, (url, key, home), target, "undrain")

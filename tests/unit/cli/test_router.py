@@ -36,8 +36,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 def run(gateway: GatewayProcess, *arguments: str) -> Result:
-    """Runs the command against the gateway, with the key in its home."""
-    return CliRunner().invoke(application(), ["router", "--url", gateway.url, "--home", str(gateway.home), *arguments])
+    """Runs the command against the gateway, with the key in its home; the variable names another, and must not win."""
+    options = ["router", "--url", gateway.url, "--home", str(gateway.home)]
+    return CliRunner().invoke(application(), [*options, *arguments], env={"PASSERELLE_HOME": "/nowhere"})
 
 
 def targets(gateway: GatewayProcess) -> dict[str, dict[str, object]]:
