@@ -278,6 +278,17 @@ def test_an_unknown_model_is_a_not_found_error(client: openai.OpenAI) -> None:
         assert caught.value.code == "model_not_found"
 
 
+def test_text_asked_of_an_embedding_model_is_a_bad_request_error(client: openai.OpenAI, server: Any) -> None:
+    """The mistake is the caller's, and the error names the right operation."""
+    for call in (
+        lambda: client.chat.completions.create(model=server.embedding_model, messages=HELLO),
+        lambda: client.completions.create(model=server.embedding_model, prompt="x"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="/v1/embeddings") as caught:
+            call()
+        assert (caught.value.code, caught.value.param) == ("wrong_endpoint", "model")
+
+
 def test_a_bad_field_is_a_bad_request_error(client: openai.OpenAI, server: Any) -> None:
     """400 names the field, also when a stream was asked for."""
     for stream in (False, True):

@@ -8,6 +8,7 @@ from typing import Any
 
 from passerelle.domain.client import Client
 from passerelle.domain.errors import (
+    BadRequest,
     ContextTooLong,
     Forbidden,
     ModelNotFound,
@@ -18,7 +19,8 @@ from passerelle.domain.errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from passerelle.domain.model import Model
+from passerelle.domain.model import Model, ModelKind
+from passerelle.domain.request import Operation
 from passerelle.domain.usage import Outcome
 from passerelle.gateway.admit import Admission
 from passerelle.gateway.attempt import Attempts, StreamBroken
@@ -165,6 +167,13 @@ def resolve(call: Call) -> Model:
         )
     if not call.principal.may_call(model.name):
         raise Forbidden(f"This key may not call the model '{model.name}'.", code="model_not_allowed", param="model")
+    if model.kind is ModelKind.EMBEDDING and call.request.operation in (Operation.CHAT, Operation.COMPLETION):
+        raise BadRequest(
+            f"The model '{model.name}' makes embeddings and writes no text: send `input` to /v1/embeddings, or name "
+            "another model.",
+            param="model",
+            code="wrong_endpoint",
+        )
     return model
 
 
