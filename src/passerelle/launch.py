@@ -22,6 +22,7 @@ from passerelle.identity.bootstrap import ensure_admin_key
 from passerelle.models.catalogue import find_model
 from passerelle.models.embedding_child import embedding_spec
 from passerelle.models.fetched import ModelMissing, Progress
+from passerelle.models.gguf import NotGguf
 from passerelle.models.llamacpp_child import llamacpp_spec
 from passerelle.models.store import ModelStore
 from passerelle.models.supervisor import ChildFailed, ChildSpec, Supervisor
@@ -78,7 +79,14 @@ class Launch:
             return embedding_spec(target.model, **options)
         path = self._model_file(target.model)
         window = options.pop("context", None)
-        return llamacpp_spec(target.model, path, window=window, **options)
+        try:
+            return llamacpp_spec(target.model, path, window=window, **options)
+        except NotGguf as error:
+            known = find_model(target.model)
+            if known is None:
+                raise
+            remedy = f"`passerelle model rm {known.name}` deletes it, and the next start fetches it again"
+            raise NotGguf(f"{error}; {remedy}") from None
 
     def _model_file(self, name: str) -> Path:
         """Returns the file of a model, fetching it if it is not here. Raises ModelError."""

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 from tests.harness.gateway import GatewayProcess
+from tests.harness.models import Quiet, gguf_bytes
 from tests.harness.oracles import rss_bytes
+
+from passerelle.models.store import ModelStore
 
 READY_S = 1.5
 """On a quiet machine; beside other work the bound grows with what the machine itself shows."""
@@ -59,6 +62,21 @@ def test_a_model_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     assert "model.gguf" in one_line(serve(tmp_path, llamacpp(str(path))))
+
+
+@pytest.mark.slow
+def test_a_fetched_model_that_was_damaged(tmp_path: Path) -> None:
+    """A model of the catalogue can be fetched again: the line names the command that makes the next start do so."""
+    home = tmp_path / "home"
+    source = tmp_path / "model.gguf"
+    source.write_bytes(gguf_bytes("whole"))
+    ModelStore(home).pull(f"file:{source}", Quiet(), name="qwen3-0.6b")
+    stored = ModelStore(home).resolve("qwen3-0.6b")
+    stored.unlink()  # the store shares the file's blocks with the source
+    stored.write_bytes(source.read_bytes()[:-9])
+    said = one_line(serve(tmp_path, llamacpp("qwen3-0.6b"), home=home))
+    assert "truncated" in said
+    assert "`passerelle model rm qwen3-0.6b`" in said
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def fetch(source: Source, pins: Pins, folder: Path, parts: Path, progress: Progr
             fetched = Fetched(folder, (file.name,))
         case Path() as path:
             if not path.is_file():
-                raise PullFailed(f"{path}: no such file")
+                raise PullFailed(f"{path}: this is a folder; name a file" if path.is_dir() else f"{path}: no such file")
             place(path, folder / path.name)
             fetched = Fetched(folder, (path.name,))
         case url:

@@ -88,7 +88,9 @@ class ModelStore:
             manifest = self._read(self._folder / candidate)
             if manifest is not None:
                 return manifest
-        raise ModelMissing(f"model {name} is not on this machine: run `passerelle model pull {name}`")
+        known = find_model(name)
+        remedy = f"run `passerelle model pull {name}`" if known else "`passerelle model list` shows what there is"
+        raise ModelMissing(f"model {name} is not on this machine: {remedy}")
 
     def resolve(self, name: str) -> Path:
         """Returns the file to load for a name, an alias, ``file:/path`` or a path that ends in .gguf.

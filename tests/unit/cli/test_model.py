@@ -56,8 +56,10 @@ def test_show_knows_the_catalogue(tmp_path: Path) -> None:
         (("pull", "nope"), 2, "neither a model of the catalogue nor a source"),
         (("pull", "multilingual-e5-small"), 2, "needs no pull"),
         (("pull", "file:/no/such/file.gguf"), 1, "no such file"),
-        (("show", "nope"), 2, "passerelle model pull nope"),
-        (("rm", "nope"), 2, "passerelle model pull nope"),
+        (("pull", "file:/"), 1, "this is a folder"),
+        (("show", "nope"), 2, "passerelle model list"),
+        (("rm", "nope"), 2, "passerelle model list"),
+        (("rm", "qwen3-0.6b"), 2, "passerelle model pull qwen3-0.6b"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, arguments: tuple[str, ...], status: int, why: str) -> None:

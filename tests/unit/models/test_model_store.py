@@ -55,7 +55,7 @@ def test_a_name_of_ones_own_and_deletion(file: Path, tmp_path: Path) -> None:
     assert visible(tmp_path / "home") == []
     assert file.read_bytes() == MODEL
     for call in (store.show, store.resolve, store.remove):
-        with pytest.raises(ModelMissing, match="passerelle model pull mine"):
+        with pytest.raises(ModelMissing, match="passerelle model list"):
             call("mine")
 
 
