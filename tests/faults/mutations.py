@@ -304,7 +304,7 @@ MUTATIONS = (
         f"{_CALLER}::test_a_caller_who_never_reads",
     ),
 )
-CHEAP = ("a broken stream ends with [DONE]", "calls are settled twice", "a caller who leaves is not noticed")
+CHEAP = ("a broken stream ends with [DONE]", "calls are settled twice")
 """Those that the ordinary tests run."""
 
 

@@ -33,7 +33,7 @@ async def reloaded(world: World, document: dict[str, Any], within_s: float = 6.0
     return await generation(world)
 
 
-@pytest.mark.parametrize("reloads", [5, 120])
+@pytest.mark.parametrize("reloads", [5, 80])
 async def test_reloads_under_load_fail_no_request(world: World, reloads: int) -> None:
     """Many reloads while callers ask and streams run: every call is answered, every stream whole."""
     long = world.models[f"single-{0 if reloads == 5 else 1}"]
