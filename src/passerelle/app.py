@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Mapping
@@ -32,7 +33,7 @@ from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
 from passerelle.gateway.context import ContextAdmission
 from passerelle.gateway.gateway import Gateway
-from passerelle.gateway.health import HealthRules
+from passerelle.gateway.health import HealthRules, HealthState
 from passerelle.gateway.policies import make_policy
 from passerelle.gateway.probe import Prober
 from passerelle.gateway.retry import RetryRules
@@ -224,6 +225,15 @@ class Passerelle:
         target = change.target.id
         self.metrics.target_state.labels(change.model, target, change.old.value).set(0)
         self.metrics.target_state.labels(change.model, target, change.new.value).set(1)
+        log_state(change)
+
+
+def log_state(change: StateChange) -> None:
+    """Tells the operator that a target went down, or came back from it, and why; other states come and go with load."""
+    if HealthState.DOWN in (change.old, change.new):
+        level = logging.WARNING if change.new is HealthState.DOWN else logging.INFO
+        words = (change.target.id, change.model, change.new.value, change.why)
+        logging.getLogger(__name__).log(level, "target %s of %s is %s: %s", *words)
 
 
 def _is_managed(target: Target) -> bool:

@@ -210,7 +210,7 @@ class Health:
         if self._probed is Readiness.DOWN or self._around.may_leave():
             self._eject(cause)
         else:
-            self._note = f"{cause}; kept because half of the pool is out"
+            self._note = f"{cause}; kept in use, since not more than half of a model's targets may be out"
             self._settle()
 
     def busy(
@@ -241,7 +241,9 @@ class Health:
             if self._probed is Readiness.DOWN or self._failed_probes < rules.failed_probes or recently:
                 return
             if self._ejected_until is None and not self._around.may_leave():
-                self._note = f"probe: {found.why}; kept because half of the pool is out"
+                self._note = (
+                    f"probe: {found.why}; kept in use, since not more than half of a model's targets may be out"
+                )
                 self._settle()
                 return
         else:

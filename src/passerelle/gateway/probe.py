@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 _EAGER_S = 0.2
 """Between probes of a target that has never been seen ready."""
+_SURE = 2
+"""So many failed probes in a row are logged: one alone may be a busy moment."""
 
 
 class Prober:
@@ -67,6 +69,7 @@ class Prober:
 
     async def _watch(self, state: TargetState) -> None:
         eager_for_s = 30.0
+        failed = 0
         while True:
             target = state.target
             found = await self._engines[target.engine].probe(target, timeout_s=self._timeout_s)
@@ -76,9 +79,26 @@ class Prober:
                 found = Probe(Readiness.STARTING, found.why)  # nobody listens yet: it is loading
             state.health.probe(found)
             self._known(target, found)
+            failed = _note(state, found, failed)
             if state.id in self.seen_ready or eager_for_s <= 0:
                 pause_s = self._interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - spread, no secret
             else:
                 pause_s = _EAGER_S
                 eager_for_s -= pause_s
             await asyncio.sleep(pause_s)
+
+
+def _note(state: TargetState, found: Probe, failed: int) -> int:
+    """Logs that a target stopped to answer and is used all the same, for want of another, and that it answers again.
+
+    ``failed`` is the number of probes in a row that failed before; returns the new number. A target that is put out
+    is a change of state, which is logged by whoever hears of those.
+    """
+    where = state.target.url or "this machine"
+    if found.readiness is not Readiness.DOWN:
+        if failed >= _SURE:
+            logger.info("target %s (%s) answers", state.id, where)
+        return 0
+    if failed + 1 == _SURE and state.health.usable:
+        logger.warning("target %s (%s) does not answer: %s", state.id, where, found.why)
+    return failed + 1

@@ -202,7 +202,7 @@ def test_a_target_that_may_not_leave_stays_and_says_why() -> None:
     target = health(World(), may_leave=False)
     fail(target, 9)
     assert target.usable
-    assert "half of the pool is out" in target.why
+    assert "not more than half" in target.why
     target.success()
     assert target.why == "serves"
 
