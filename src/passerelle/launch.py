@@ -54,6 +54,7 @@ class Launch:
         Raises HomeUnusable, PortInUse, StorageError, ModelError or NotGguf before anything is started.
         """
         settings = self.configuration.settings
+        os.umask(0o077)  # database, models and sockets are this user's, whatever the home's own mode
         prepare_home(settings.home)
         listener = bind(settings.server.host, settings.server.port)
         try:

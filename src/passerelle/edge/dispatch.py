@@ -187,6 +187,8 @@ def check_host(headers: Headers, trusted: frozenset[str]) -> None:
     if len(hosts) > 1:
         raise BadRequest("Send one Host header.", code="bad_host")
     if not hosts:
+        if trusted:
+            raise BadRequest("Send a Host header.", code="bad_host")
         return
     found = _HOST.fullmatch(hosts[0])
     if found is None:

@@ -496,11 +496,14 @@ class EdgeProtocol(HttpToolsProtocol):
     # The direct path
 
     def _well_framed(self) -> bool:
-        """Whether the length of the body is stated once and clearly (RFC 9112, section 6.3), in a version we speak."""
+        """Whether the body's length is stated once and clearly (RFC 9112, section 6.3), in a version we speak.
+
+        HTTP/1.1 asks for a Host as well (section 3.2).
+        """
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             return False
-        lengths = encodings = 0
+        lengths = encodings = hosts = 0
         for name, value in self.headers:
             if name == b"content-length":
                 lengths += 1
@@ -510,7 +513,9 @@ class EdgeProtocol(HttpToolsProtocol):
                 encodings += 1
                 if value.strip().lower() != b"chunked":
                     return False
-        if encodings and version == "1.0":
+            elif name == b"host":
+                hosts += 1
+        if (encodings and version == "1.0") or (not hosts and version == "1.1"):
             return False
         return lengths + encodings <= 1
 

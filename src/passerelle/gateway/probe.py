@@ -15,7 +15,9 @@ from passerelle.gateway.targets import Fleet, TargetState
 logger = logging.getLogger(__name__)
 
 _EAGER_S = 0.2
-"""Between probes of a target that has never been seen ready."""
+"""Between probes of a child of this machine that has never been seen ready."""
+_EAGER_ELSEWHERE_S = 1.0
+"""The same, of a server elsewhere."""
 _SURE = 2
 """So many failed probes in a row are logged: one alone may be a busy moment."""
 
@@ -83,7 +85,7 @@ class Prober:
             if state.id in self.seen_ready or eager_for_s <= 0:
                 pause_s = self._interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - spread, no secret
             else:
-                pause_s = _EAGER_S
+                pause_s = _EAGER_S if self._managed(target) else min(_EAGER_ELSEWHERE_S, self._interval_s)
                 eager_for_s -= pause_s
             await asyncio.sleep(pause_s)
 

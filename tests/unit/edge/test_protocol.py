@@ -246,6 +246,7 @@ async def test_a_compressed_body_is_refused(direct: bool) -> None:
         (b"POST /echo HTTP/1.1\r\nhost: x\r\n" + b"transfer-encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n", b"400"),
         (b"POST /echo HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (b"POST /echo HTTP/1.1\nhost: x\ncontent-length: 0\n\n", b"400"),
+        (b"POST /echo HTTP/1.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", b"400"),
         (b"POST /echo HTTP/1.1\r\nhost: x\r\n folded: y\r\ncontent-length: 0\r\n\r\n", b"400"),
         (b"POST /echo HTTP/1.1\r\nhost: x\r\na: b\x00c\r\ncontent-length: 0\r\n\r\n", b"400"),
         (b"POST /echo HTTP/1.1\r\nhost : x\r\ncontent-length: 0\r\n\r\n", b"400"),
