@@ -61,6 +61,11 @@ def rss_kib(pids: Sequence[int]) -> int:
     return total
 
 
+def _inherited() -> dict[str, str]:
+    """Returns our environment, but for what would keep a Python gateway from starting as an installed one does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 class Server:
     """A started process: its id, port and the moment it was started."""
 
@@ -79,7 +84,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env={**os.environ, **environment},
+                env={**_inherited(), **environment},
                 start_new_session=True,
             )
 

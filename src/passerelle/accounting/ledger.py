@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from passerelle.domain.usage import UsageRow
@@ -19,8 +20,8 @@ from passerelle.storage.engine import Database, StorageError, StorageRejected
 from passerelle.storage.tables import usage
 
 FLUSH_INTERVAL_S = 0.5
-BATCH_ROWS = 512
-_STATEMENT_ROWS = (64, 16, 4, 1)
+BATCH_ROWS = 1024
+_STATEMENT_ROWS = (256, 32, 4, 1)
 MAX_WAITING_ROWS = 200_000
 RETRY_S = 1.0
 CLOSE_TIMEOUT_S = 15.0
@@ -126,9 +127,10 @@ class Ledger:
             for size in _STATEMENT_ROWS:
                 while len(rows) >= size:
                     part, rows = rows[:size], rows[size:]
-                    await connection.exec_driver_sql(
-                        self._inserts.of(size), tuple(value for row in part for value in _values(row))
-                    )
+                    statement = self._inserts.known(size)
+                    if statement is None:  # compiling takes tens of milliseconds: not on the event loop
+                        statement = await asyncio.to_thread(self._inserts.of, size)
+                    await connection.exec_driver_sql(statement, tuple(chain.from_iterable(map(_values, part))))
 
     async def _write_singly(self, rows: list[UsageRow]) -> None:
         """Empties ``rows``, giving up those the database will never take, so that they do not hold up the others."""
@@ -197,6 +199,10 @@ class _Inserts:
             from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
         self._insert = insert(usage)
         self._statements: dict[int, str] = {}
+
+    def known(self, rows: int) -> str | None:
+        """Returns the statement for so many rows if it has been compiled."""
+        return self._statements.get(rows)
 
     def of(self, rows: int) -> str:
         """Returns the statement for so many rows; it binds their `_values`, one row after the other."""
