@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 MODEL = "tiny"
 CONFIG = {"models": [{"name": MODEL, "targets": [{"engine": "llamacpp", "model": "smollm2-135m-instruct"}]}]}
 
+ENDLESS = {"max_tokens": 1500, "ignore_eos": True}
+"""A model asked to count may be done after three tokens; one that must not end is still at it when it is killed."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
@@ -40,7 +43,7 @@ async def test_a_call_waits_for_a_model_that_starts(tmp_path: Path) -> None:
         )
         assert whole.status == streamed.status == 200
         assert streamed.data[-1] == "[DONE]"
-        gone, request_id = await caller.begin_chat(MODEL, max_tokens=2000)
+        gone, request_id = await caller.begin_chat(MODEL, **ENDLESS)
         async with gone:
             await gone.until(b'"content"', count=2)
         rows = await asyncio.to_thread(process.wait_usage, 3)
@@ -56,7 +59,7 @@ async def test_the_model_server_dies_in_a_stream(gateway: GatewayProcess, number
     health = Health(gateway.port, gateway.pid)
     health.start()
     (server,) = model_servers(gateway.pid)
-    conversation, request_id = await caller.begin_chat(MODEL, max_tokens=2000, text="Count to one thousand.")
+    conversation, request_id = await caller.begin_chat(MODEL, text="Count to one thousand.", **ENDLESS)
     async with conversation:
         await conversation.until(b'"content"', count=5)
         kill(server, number)
