@@ -179,6 +179,8 @@ _NAMES = (
     "queue_ms",
     "first_byte_ms",
     "total_ms",
+    "cost_nano",
+    "service",
 )
 """The columns that are written: those of the table, in its order."""
 
@@ -243,6 +245,8 @@ def _values(row: UsageRow) -> tuple[Any, ...]:
         row.queue_ms,
         row.first_byte_ms,
         row.total_ms,
+        _bounded(row.cost_nano),
+        _clean(row.service),
     )
 
 

@@ -74,3 +74,7 @@ class UsageRow(msgspec.Struct, frozen=True):
     queue_ms: float
     first_byte_ms: float | None
     total_ms: float
+    cost_nano: int = 0
+    """Billionths of the currency unit."""
+    service: str | None = None
+    """The service that made the call, if one did."""

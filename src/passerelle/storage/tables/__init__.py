@@ -1,0 +1,40 @@
+"""Every table, as the code uses them; ``migrations/versions`` is how a database gets there, and a test compares both.
+
+Times are integers, milliseconds since the epoch. Each row of a tenant names its organisation and project, so that a
+query without a tenant is never needed.
+"""
+
+from __future__ import annotations
+
+from passerelle.storage.tables.accounting import limits, prices, usage, usage_rollups
+from passerelle.storage.tables.base import metadata, secrets, sequences
+from passerelle.storage.tables.identity import (
+    audit,
+    idempotent_answers,
+    key_secrets,
+    keys,
+    organisations,
+    projects,
+    revoked_tokens,
+    sessions,
+    users,
+)
+
+__all__ = [
+    "audit",
+    "idempotent_answers",
+    "key_secrets",
+    "keys",
+    "limits",
+    "metadata",
+    "organisations",
+    "prices",
+    "projects",
+    "revoked_tokens",
+    "secrets",
+    "sequences",
+    "sessions",
+    "usage",
+    "usage_rollups",
+    "users",
+]
