@@ -17,11 +17,11 @@ from typing import Any
 
 from passerelle.domain.usage import UsageRow
 from passerelle.storage.engine import Database, StorageError, StorageRejected
-from passerelle.storage.tables import usage
 
 FLUSH_INTERVAL_S = 0.5
-BATCH_ROWS = 1024
-_STATEMENT_ROWS = (256, 32, 4, 1)
+BATCH_ROWS = 4096
+_STATEMENT_ROWS = (512, 64, 8, 1)
+"""The largest binds fewer values than either database takes in a statement: 32,766."""
 MAX_WAITING_ROWS = 200_000
 RETRY_S = 1.0
 CLOSE_TIMEOUT_S = 15.0
@@ -46,7 +46,7 @@ class Ledger:
         on_lost: Callable[[int], None] | None = None,
     ) -> None:
         self._database = database
-        self._inserts = _Inserts(database)
+        self._inserts = {rows: _insert(rows, sqlite=database.is_sqlite) for rows in _STATEMENT_ROWS}
         self._flush_interval_s = flush_interval_s
         self._max_waiting_rows = max_waiting_rows
         self._retry_s = retry_s
@@ -127,10 +127,8 @@ class Ledger:
             for size in _STATEMENT_ROWS:
                 while len(rows) >= size:
                     part, rows = rows[:size], rows[size:]
-                    statement = self._inserts.known(size)
-                    if statement is None:  # compiling takes tens of milliseconds: not on the event loop
-                        statement = await asyncio.to_thread(self._inserts.of, size)
-                    await connection.exec_driver_sql(statement, tuple(chain.from_iterable(map(_values, part))))
+                    values = tuple(chain.from_iterable(map(_values, part)))
+                    await connection.exec_driver_sql(self._inserts[size], values)
 
     async def _write_singly(self, rows: list[UsageRow]) -> None:
         """Empties ``rows``, giving up those the database will never take, so that they do not hold up the others."""
@@ -154,68 +152,22 @@ class Ledger:
             self._on_lost(count)
 
 
-_NAMES = (
-    "id",
-    "at_ms",
-    "request_id",
-    "organisation",
-    "project",
-    "user_id",
-    "key_id",
-    "model",
-    "requested_model",
-    "target",
-    "operation",
-    "stream",
-    "status",
-    "outcome",
-    "error_code",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "token_source",
-    "attempts",
-    "fallback_from",
-    "queue_ms",
-    "first_byte_ms",
-    "total_ms",
-    "cost_nano",
-    "service",
-)
-"""The columns that are written: those of the table, in its order."""
+_NAMES = tuple("user_id" if name == "user" else name for name in UsageRow.__struct_fields__)
+"""The columns that are written, in the order of `_values`."""
 
 
-class _Inserts:
-    """The statements that write rows, one for each number of rows, compiled when first needed.
+def _insert(rows: int, *, sqlite: bool) -> str:
+    """Returns the statement that writes so many rows in one step; it binds their `_values`, one row after the other.
 
-    All rows of a statement go in one step: with ``executemany`` the driver's thread takes and gives back the
-    interpreter's lock for each row, and beside a busy event loop it then writes a few hundred rows a second.
+    With ``executemany`` the driver's thread takes and gives back the interpreter's lock for each row, and beside a busy
+    event loop it then writes a few hundred rows a second. The text is made here because SQLAlchemy takes tens of
+    milliseconds for it.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._dialect = database.engine.dialect
-        # The other dialect's module is not read: it would be part of every start.
-        if database.is_sqlite:
-            from sqlalchemy.dialects.sqlite import insert
-        else:
-            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
-        self._insert = insert(usage)
-        self._statements: dict[int, str] = {}
-
-    def known(self, rows: int) -> str | None:
-        """Returns the statement for so many rows if it has been compiled."""
-        return self._statements.get(rows)
-
-    def of(self, rows: int) -> str:
-        """Returns the statement for so many rows; it binds their `_values`, one row after the other."""
-        statement = self._statements.get(rows)
-        if statement is None:
-            insert = self._insert.values([dict.fromkeys(_NAMES)] * rows)
-            compiled = insert.on_conflict_do_nothing(index_elements=[usage.c.id]).compile(dialect=self._dialect)
-            order = [name.rpartition("_m")[0] for name in compiled.positiontup or ()]
-            assert order == list(_NAMES) * rows, "the columns are bound in another order than their values"
-            statement = self._statements[rows] = str(compiled)
-        return statement
+    width = len(_NAMES)
+    marks = ["?" if sqlite else f"${number}" for number in range(1, rows * width + 1)]
+    groups = (f"({', '.join(marks[first : first + width])})" for first in range(0, len(marks), width))
+    columns = ", ".join(f'"{name}"' for name in _NAMES)
+    return f"INSERT INTO usage ({columns}) VALUES {', '.join(groups)} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - no value is in it
 
 
 def _values(row: UsageRow) -> tuple[Any, ...]:
@@ -234,12 +186,12 @@ def _values(row: UsageRow) -> tuple[Any, ...]:
         row.operation,
         row.stream,
         row.status,
-        row.outcome.value,
+        row.outcome._value_,
         _clean(row.error_code),
         _bounded(row.prompt_tokens),
         _bounded(row.cached_tokens),
         _bounded(row.completion_tokens),
-        row.token_source.value,
+        row.token_source._value_,
         row.attempts,
         _clean(row.fallback_from),
         row.queue_ms,
@@ -252,11 +204,11 @@ def _values(row: UsageRow) -> tuple[Any, ...]:
 
 def _clean(text: str | None) -> str | None:
     """What a client wrote may hold what no database takes (NUL, half of a surrogate pair), or be very long."""
-    if text is None:
-        return None
+    if text is None or (text.isascii() and len(text) <= _MAX_TEXT and "\0" not in text):
+        return text
     return text[:_MAX_TEXT].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def _bounded(number: int) -> int:
     """What a server reported may be any integer; a column holds 63 bits."""
-    return max(0, min(number, _MAX_INTEGER))
+    return number if 0 <= number <= _MAX_INTEGER else max(0, min(number, _MAX_INTEGER))

@@ -47,7 +47,7 @@ class Outcome(StrEnum):
     """A deadline passed."""
 
 
-class UsageRow(msgspec.Struct, frozen=True):
+class UsageRow(msgspec.Struct, frozen=True, gc=False):
     """One settled call, as the ledger keeps it. Times are in milliseconds; ``at_ms`` is the arrival since the epoch."""
 
     id: str
