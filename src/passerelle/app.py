@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 
 from passerelle.accounting.ledger import Ledger
@@ -22,13 +23,15 @@ from passerelle.edge.protocol import DirectPath, EdgeLimits
 from passerelle.engines.base import Engine
 from passerelle.engines.managed import ChildAddress, ManagedEngine
 from passerelle.engines.openai import OpenAIEngine
+from passerelle.engines.tgi import TgiEngine
 from passerelle.engines.transport import Transport
-from passerelle.faces.admin import AdminFace
+from passerelle.engines.vllm_legacy import VllmLegacyEngine
+from passerelle.faces.admin.router import RouterFace
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
-from passerelle.faces.routes import direct_paths, routes
+from passerelle.faces.routes import Faces, direct_paths, routes
 from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
 from passerelle.gateway.context import ContextAdmission
@@ -89,7 +92,12 @@ class Passerelle:
         self.catalog = Catalog(configuration.snapshot)
         openai = OpenAIEngine(Transport())
         managed = ManagedEngine(openai, children)
-        self.engines: dict[str, Engine] = {"openai": openai} | dict.fromkeys(MANAGED_ENGINES, managed)
+        self.engines: dict[str, Engine] = {
+            "openai": openai,
+            "tgi": TgiEngine(Transport()),
+            "vllm-legacy": VllmLegacyEngine(Transport()),
+            **dict.fromkeys(MANAGED_ENGINES, managed),
+        }
         self.watcher = Watcher(
             self.catalog,
             configuration.files,
@@ -127,14 +135,16 @@ class Passerelle:
         # Faces
         table = RouteTable(
             routes(
-                OpenAIFace(
-                    self.gateway, self.catalog, self.windows.of, request_timeout_s=settings.server.request_timeout_s
-                ),
-                HealthFace(
-                    self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
-                ),
-                AdminFace(self.catalog, self.fleet, self.admission, self.prober, seat),
-                DocsFace(),
+                Faces(
+                    openai=OpenAIFace(
+                        self.gateway, self.catalog, self.windows.of, request_timeout_s=settings.server.request_timeout_s
+                    ),
+                    health=HealthFace(
+                        self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
+                    ),
+                    router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, seat),
+                    docs=DocsFace(),
+                )
             )
         )
         self.dispatcher = Dispatcher(
@@ -143,6 +153,7 @@ class Passerelle:
             errors.render,
             now=time.monotonic,
             trusted_hosts=frozenset(host.lower() for host in settings.server.trusted_hosts),
+            trusted_proxies=tuple(ip_network(network, strict=False) for network in settings.server.trusted_proxies),
         )
         self.direct = DirectPath(direct_paths(table), self.dispatcher, _edge_limits(settings))
         self.application = AsgiApplication(

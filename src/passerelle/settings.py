@@ -26,6 +26,14 @@ from passerelle.catalog.snapshot import Snapshot
 from passerelle.catalog.sources import gather
 
 BYTES = {"unit": "bytes"}
+_BYTE, _GROUP = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)", "[0-9A-Fa-f]{1,4}"
+_IPV4 = rf"{_BYTE}(\.{_BYTE}){{3}}(/(3[0-2]|[12]?\d))?"
+_IPV6 = "|".join(
+    [f"({_GROUP}:){{7}}{_GROUP}", f"({_GROUP}:){{1,7}}:", f":(:{_GROUP}){{1,7}}", "::"]
+    + [f"({_GROUP}:){{1,{7 - n}}}(:{_GROUP}){{1,{n}}}" for n in range(1, 7)]
+)
+NETWORK = rf"^({_IPV4}|({_IPV6})(/(12[0-8]|1[01]\d|[1-9]?\d))?)\Z"
+"""An address or a network, IPv4 or IPv6, as a regular expression: `ipaddress.ip_network` takes all that it does."""
 DATABASE_FORMS = "sqlite, sqlite:///path, postgresql://user:password@host:port/name"
 
 
@@ -65,6 +73,13 @@ class ServerSection(Section, frozen=True, kw_only=True):
     trusted_hosts: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^(\*\.)?[A-Za-z0-9._:\[\]\-]{1,255}\Z")], ...],
         Meta(description="Values of `Host` that are answered, `*.example.org` included; empty for any valid one."),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[
+            Annotated[str, Meta(pattern=NETWORK, extra={"accepted": "an address or a network: 10.0.0.7, 10.0.0.0/8"})],
+            ...,
+        ],
+        Meta(description="Proxies whose `X-Forwarded-For` tells where a caller is; addresses or networks."),
     ] = ()
 
 

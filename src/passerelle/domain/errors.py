@@ -10,9 +10,11 @@
       MethodNotAllowed            405
       RequestTimeout              408  the request took too long to arrive
       Conflict                    409
+      PreconditionFailed          412  the object changed since it was read
       PayloadTooLarge             413
       UriTooLong                  414
       UnsupportedMedia            415
+      IdempotencyKeyReused        422  one Idempotency-Key, two different requests
       RateLimited                 429  slow down and retry
         QuotaExhausted            429  retrying will not help
       HeadersTooLarge             431
@@ -95,6 +97,10 @@ class Conflict(PasserelleError):
     status, code, type = 409, "conflict", "invalid_request_error"
 
 
+class PreconditionFailed(PasserelleError):
+    status, code, type = 412, "stale_version", "invalid_request_error"
+
+
 class PayloadTooLarge(PasserelleError):
     status, code, type = 413, "request_too_large", "invalid_request_error"
 
@@ -105,6 +111,10 @@ class UriTooLong(PasserelleError):
 
 class UnsupportedMedia(PasserelleError):
     status, code, type = 415, "unsupported_media_type", "invalid_request_error"
+
+
+class IdempotencyKeyReused(PasserelleError):
+    status, code, type = 422, "idempotency_key_reused", "invalid_request_error"
 
 
 class RateLimited(PasserelleError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from types import MappingProxyType
 
 
@@ -108,3 +108,14 @@ class Principal:
     def may_run(self, service: str) -> bool:
         """Whether this principal may run the service of that name."""
         return self.services is None or service in self.services
+
+    def may_come_from(self, address: str | None) -> bool:
+        """Whether this principal may call from there; an address that is not known is in no network."""
+        if self.networks is None:
+            return True
+        try:
+            found = ip_address(address or "")
+        except ValueError:
+            return False
+        found = getattr(found, "ipv4_mapped", None) or found
+        return any(found in network for network in self.networks)

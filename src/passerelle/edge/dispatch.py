@@ -7,11 +7,13 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import BadRequest, Forbidden, Internal, MethodNotAllowed, NotFound, PasserelleError
 from passerelle.domain.ids import IdSequence, is_request_id
-from passerelle.domain.principal import Principal, Scope
+from passerelle.domain.principal import Network, Principal, Scope
+from passerelle.edge.address import caller_address
 from passerelle.edge.exchange import ClientGone, Exchange, header, header_values
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,8 @@ RenderError = Callable[[PasserelleError, str], tuple[int, Headers, bytes]]
 class Context:
     """What the edge knows of a request before its endpoint runs. ``principal`` is None on public routes only.
 
-    ``auth_s`` is the time spent identifying the caller; ``parameters`` are the path's variable parts.
+    ``auth_s`` is the time spent identifying the caller; ``parameters`` are the path's variable parts;
+    ``trusted_proxies`` are those whose ``X-Forwarded-For`` is believed.
     """
 
     exchange: Exchange
@@ -32,6 +35,12 @@ class Context:
     principal: Principal | None
     auth_s: float = 0.0
     parameters: Mapping[str, str] = field(default_factory=dict)
+    trusted_proxies: tuple[Network, ...] = ()
+
+    @property
+    def address(self) -> str | None:
+        """Where the caller is, behind trusted proxies too; None when the server does not tell."""
+        return caller_address(self.exchange.peer, self.exchange.headers, self.trusted_proxies)
 
     @property
     def caller(self) -> Principal:
@@ -43,6 +52,15 @@ class Context:
 Endpoint = Callable[[Context], Awaitable[None]]
 
 
+class AnyKey(Enum):
+    """What a route asks for that every known caller may use, whatever their scopes."""
+
+    ANY_KEY = "any key"
+
+
+ANY_KEY = AnyKey.ANY_KEY
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One line of the table. ``scope`` None means public: anybody may call it.
@@ -52,7 +70,7 @@ class Route:
 
     method: str
     path: str
-    scope: Scope | None
+    scope: Scope | AnyKey | None
     endpoint: Endpoint
 
 
@@ -116,12 +134,14 @@ class Dispatcher:
         *,
         now: Callable[[], float],
         trusted_hosts: frozenset[str] = frozenset(),
+        trusted_proxies: tuple[Network, ...] = (),
     ) -> None:
         self.table = table
         self._identify = identify
         self._render_error = render_error
         self._now = now
         self._trusted_hosts = trusted_hosts
+        self._trusted_proxies = trusted_proxies
         self._request_ids = IdSequence("req")
 
     async def __call__(self, exchange: Exchange) -> None:
@@ -143,14 +163,19 @@ class Dispatcher:
     async def _run(self, exchange: Exchange, request_id: str) -> None:
         check_host(exchange.headers, self._trusted_hosts)
         route, parameters = self.table.match(exchange.method, exchange.path)
-        context = Context(exchange, request_id, None, parameters=parameters)
+        context = Context(exchange, request_id, None, 0.0, parameters, self._trusted_proxies)
         if route.scope is not None:
             started = self._now()
             found = self._identify(exchange.headers, exchange.peer)
             principal = found if isinstance(found, Principal) else await found
             context.principal = principal
             context.auth_s = self._now() - started
-            if not principal.allows(route.scope):
+            if principal.networks is not None and not principal.may_come_from(context.address):
+                raise Forbidden(
+                    "This key may not be used from this address; use it from a network that it was made for.",
+                    code="address_not_allowed",
+                )
+            if route.scope is not ANY_KEY and not principal.allows(route.scope):
                 raise Forbidden(
                     f"This key lacks the scope '{route.scope}'; ask an administrator for a key that has it."
                 )

@@ -1,19 +1,17 @@
-"""OpenAPI of the routes that are not OpenAI's: health, monitoring and the router. The answers as typed structures.
+"""OpenAPI of the routes that are not OpenAI's: health, monitoring, the router, and what the admin API's faces describe.
 
-The faces build these answers as dictionaries; a test decodes real ones into the structures, unknown members forbidden.
+Health, monitoring and router build their answers as dictionaries; a test decodes real ones into the structures here,
+unknown members forbidden.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from passerelle.domain.principal import Scope
-from passerelle.faces.openai.answers import ErrorAnswer
-
-_TEMPLATE = "#/components/schemas/{name}"
+from passerelle.faces.described import Described, described_paths, described_schemas
 
 
 class Health(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,41 +102,25 @@ class RouterStatus(msgspec.Struct, forbid_unknown_fields=True):
     models: list[ModelStatus]
 
 
-ANSWERS = (Health, Readiness, Version, RouterStatus, TargetStatus)
-
-
-@dataclass(frozen=True)
-class _Route:
-    """One route as documentation. ``scope`` None means public; ``answer`` None means text."""
-
-    method: str
-    path: str
-    tag: str
-    name: str
-    summary: str
-    scope: Scope | None
-    answer: type[msgspec.Struct] | None
-    unavailable: str | None = None
-    """What a 503 of this route says, for those that have one."""
-
-
 _ROUTES = (
-    _Route("get", "/health", "Health", "health", "Is the process alive?", None, Health),
-    _Route(
-        "get",
+    Described("GET", "/health", "Health", "health", "Is the process alive?", None, Health),
+    Described(
+        "GET",
         "/ready",
         "Health",
         "ready",
         "Are the models loaded, and can one serve now?",
         None,
         Readiness,
-        "Not yet, or not any more: starting, draining, or no model can serve.",
+        unavailable="Not yet, or not any more: starting, draining, or no model can serve.",
     ),
-    _Route("get", "/version", "Health", "version", "Which version runs?", None, Version),
-    _Route("get", "/metrics", "Health", "metrics", "Metrics in Prometheus' text format", Scope.METRICS_READ, None),
-    _Route("get", "/admin/router", "Router", "showRouter", "Show targets and queues", Scope.ROUTER_READ, RouterStatus),
-    _Route(
-        "post",
+    Described("GET", "/version", "Health", "version", "Which version runs?", None, Version),
+    Described("GET", "/metrics", "Health", "metrics", "Metrics in Prometheus' text format", Scope.METRICS_READ, None),
+    Described(
+        "GET", "/admin/router", "Router", "showRouter", "Show targets and queues", Scope.ROUTER_READ, RouterStatus
+    ),
+    Described(
+        "POST",
         "/admin/router/{target}/drain",
         "Router",
         "drainTarget",
@@ -146,8 +128,8 @@ _ROUTES = (
         Scope.ROUTER_WRITE,
         TargetStatus,
     ),
-    _Route(
-        "post",
+    Described(
+        "POST",
         "/admin/router/{target}/undrain",
         "Router",
         "undrainTarget",
@@ -157,52 +139,15 @@ _ROUTES = (
     ),
 )
 
+DESCRIBED: tuple[Described, ...] = (*_ROUTES,)
+"""Every route but OpenAI's and the documentation's own; a face adds its own tuple here."""
+
 
 def control_schemas() -> dict[str, Any]:
-    """Returns the schemas of the answers."""
-    return msgspec.json.schema_components(ANSWERS, ref_template=_TEMPLATE)[1]
+    """Returns the schemas of bodies and answers."""
+    return described_schemas(DESCRIBED)
 
 
 def control_paths() -> dict[str, Any]:
     """Returns the entries of ``paths``."""
-    paths: dict[str, Any] = {}
-    for route in _ROUTES:
-        paths.setdefault(route.path, {})[route.method] = _operation(route)
-    return paths
-
-
-def _operation(route: _Route) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "operationId": route.name,
-        "summary": route.summary,
-        "tags": [route.tag],
-        "security": [] if route.scope is None else [{"key": []}],
-        "responses": {"200": _answer("The answer.", route.answer)},
-    }
-    if route.scope is None:
-        operation["description"] = "Public."
-    else:
-        operation["description"] = f"Needs a key with the scope `{route.scope.value}` (or `admin`)."
-        operation["responses"]["401"] = _answer("No key, or one that is not known.", ErrorAnswer)
-        operation["responses"]["403"] = _answer("The key lacks the scope.", ErrorAnswer)
-    if route.unavailable is not None:
-        operation["responses"]["503"] = _answer(route.unavailable, route.answer)
-    if "{target}" in route.path:
-        operation["responses"]["404"] = _answer("No target of that id.", ErrorAnswer)
-        operation["parameters"] = [
-            {
-                "name": "target",
-                "in": "path",
-                "required": True,
-                "description": "The id of a target, as `GET /admin/router` lists it.",
-                "schema": {"type": "string"},
-            }
-        ]
-    return operation
-
-
-def _answer(description: str, struct: type[msgspec.Struct] | None) -> dict[str, Any]:
-    if struct is None:
-        return {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}
-    reference = {"$ref": _TEMPLATE.format(name=struct.__name__)}
-    return {"description": description, "content": {"application/json": {"schema": reference}}}
+    return described_paths(DESCRIBED)

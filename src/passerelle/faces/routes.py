@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import Route, RouteTable
-from passerelle.faces.admin import AdminFace
+from passerelle.faces.admin.router import RouterFace
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.openai.endpoints import OpenAIFace
@@ -12,8 +14,19 @@ from passerelle.faces.openai.endpoints import OpenAIFace
 _DATA_PLANE = ("chat/completions", "completions", "embeddings", "tokenize", "detokenize")
 
 
-def routes(openai: OpenAIFace, health: HealthFace, admin: AdminFace, docs: DocsFace) -> list[Route]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faces:
+    """Whose endpoints the routes lead to."""
+
+    openai: OpenAIFace
+    health: HealthFace
+    router: RouterFace
+    docs: DocsFace
+
+
+def routes(faces: Faces) -> list[Route]:
     """Returns the table."""
+    openai, health, router, docs = faces.openai, faces.health, faces.router, faces.docs
     table = [
         Route("GET", "/health", None, health.health),
         Route("GET", "/ready", None, health.ready),
@@ -22,9 +35,9 @@ def routes(openai: OpenAIFace, health: HealthFace, admin: AdminFace, docs: DocsF
         Route("GET", "/docs", None, docs.page),
         Route("GET", "/docs/{file}", None, docs.file),
         Route("GET", "/openapi.json", None, docs.openapi),
-        Route("GET", "/admin/router", Scope.ROUTER_READ, admin.router),
-        Route("POST", "/admin/router/{target}/drain", Scope.ROUTER_WRITE, admin.drain),
-        Route("POST", "/admin/router/{target}/undrain", Scope.ROUTER_WRITE, admin.undrain),
+        Route("GET", "/admin/router", Scope.ROUTER_READ, router.show),
+        Route("POST", "/admin/router/{target}/drain", Scope.ROUTER_WRITE, router.drain),
+        Route("POST", "/admin/router/{target}/undrain", Scope.ROUTER_WRITE, router.undrain),
     ]
     for prefix in ("/v1", ""):
         table += [

@@ -17,7 +17,7 @@ from passerelle.gateway.shared import Seat
 from passerelle.gateway.targets import Fleet, TargetState
 
 
-class AdminFace:
+class RouterFace:
     """``/admin/router``."""
 
     def __init__(
@@ -29,7 +29,7 @@ class AdminFace:
         self._admission = admission
         self._prober = prober
 
-    async def router(self, context: Context) -> None:
+    async def show(self, context: Context) -> None:
         """``GET /admin/router``: each model's targets with state, since when and why, and its queue."""
         error = self._catalog.last_error
         await respond_json(
@@ -50,16 +50,16 @@ class AdminFace:
         target_id = context.parameters["target"]
         if not self._fleet.drain(target_id, f"drained by {context.caller.key_name}"):
             raise _no_target()
-        await self._show(context, target_id)
+        await self._answer(context, target_id)
 
     async def undrain(self, context: Context) -> None:
         """``POST /admin/router/{target}/undrain``: back to work."""
         target_id = context.parameters["target"]
         if not self._fleet.undrain(target_id):
             raise _no_target()
-        await self._show(context, target_id)
+        await self._answer(context, target_id)
 
-    async def _show(self, context: Context, target_id: str) -> None:
+    async def _answer(self, context: Context, target_id: str) -> None:
         state = self._fleet.state(target_id)
         if state is None:
             raise _no_target()

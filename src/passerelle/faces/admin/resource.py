@@ -1,0 +1,273 @@
+"""What every endpoint of the admin API needs: bodies, queries, pages, versions, repeated requests, tenant and actor.
+
+* A body is decoded strictly: unknown fields are refused, and an error names the field.
+* A list takes ``limit`` and ``after``; its answer has ``next``, the value of ``after`` for the page that follows. The
+  cursor says where the page before ended, so objects that come and go in between shift nothing.
+* An object has a version, its ETag. An update may ask with ``If-Match`` that nobody changed it since: 412 otherwise.
+* A POST may carry an ``Idempotency-Key``; sent again within a day it gets the first answer and does nothing. An answer
+  that shows a new secret shows it once: its repetition has null there. It says so with ``idempotent-replayed: true``.
+* A caller acts in their own organisation; with the scope ``admin`` in the one that ``?organisation=`` names.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, NoReturn, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from passerelle.domain.client import Headers
+from passerelle.domain.errors import BadRequest, NotFound
+from passerelle.domain.principal import Scope
+from passerelle.edge.dispatch import Context
+from passerelle.edge.exchange import header, header_values
+from passerelle.identity.audit import Actor
+from passerelle.identity.idempotency import IdempotentAnswers, KeptAnswer
+
+PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
+MAX_IDEMPOTENCY_KEY_BYTES = 255
+_MAX_QUOTE = 200
+_WHERE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$?\.?(?P<path>.*)`)?\Z", re.DOTALL)
+_QUOTED = re.compile(r"`([^`]*)`\Z")
+
+T = TypeVar("T")
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """Base of every request body: a field that is not in it is refused."""
+
+
+class Listed(msgspec.Struct, Generic[T]):
+    """One page of a list. ``next`` is the value of ``after`` for the page that follows, null on the last one."""
+
+    data: list[T]
+    has_more: bool
+    next: str | None
+    object: Literal["list"] = "list"
+
+
+Cursor = tuple[int | str, ...]
+"""The sorting key of the last object of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which page is asked for: at most ``limit`` objects, those after ``after``."""
+
+    limit: int
+    after: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to be sent; ``kept`` is the body a repetition gets where it must not be the same."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    kept: bytes | None = None
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Returns the body as the decoder's structure. Raises BadRequest that names the field."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        _refuse(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not body.strip():
+            raise BadRequest("The request body is empty; send a JSON object.") from None
+        reason = str(error).removeprefix("JSON is malformed: ")
+        raise BadRequest(f"The request body is not valid JSON: {reason[:_MAX_QUOTE]}.") from None
+    except RecursionError:
+        raise BadRequest("The request body is nested too deeply.") from None
+
+
+def _refuse(message: str) -> NoReturn:
+    found = _WHERE.match(message)
+    assert found is not None
+    what, path = found["what"], found["path"] or ""
+    name = quoted[1] if (quoted := _QUOTED.search(what)) else "?"
+    if what.startswith(("Object missing required field", "Object contains unknown field")):
+        path = f"{path}.{name}" if path else name
+        what = "it is required" if "missing" in what else "there is no such field"
+    param = path[:_MAX_QUOTE]
+    if not param:
+        raise BadRequest(f"The request body must be a JSON object. {what[:_MAX_QUOTE]}.") from None
+    raise BadRequest(f"Field `{param}`: {what[0].lower()}{what[1:_MAX_QUOTE]}.", param=param) from None
+
+
+def query(context: Context, *names: str) -> dict[str, str]:
+    """Returns the query's parameters, of which ``names`` exist. Raises BadRequest for others, and for one twice."""
+    try:
+        pairs = parse_qsl(context.exchange.query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except (UnicodeDecodeError, ValueError):
+        raise BadRequest("The query of the address is malformed.") from None
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in names:
+            there = ", ".join(f"`{name}`" for name in names) or "none"
+            raise BadRequest(f"There is no query parameter `{name[:64]}` here; there are: {there}.", param=name[:64])
+        if name in found:
+            raise BadRequest(f"The query parameter `{name}` is there twice.", param=name)
+        if "\0" in value:
+            raise BadRequest(f"The query parameter `{name}` holds a NUL.", param=name)
+        found[name] = value
+    return found
+
+
+def page(parameters: dict[str, str], *kinds: type[int] | type[str]) -> Page:
+    """Returns the page that ``limit`` and ``after`` ask for; ``kinds`` are the types of the list's sorting key.
+
+    Raises BadRequest.
+    """
+    limit = parameters.get("limit", str(PAGE_SIZE))
+    if not re.fullmatch(r"[0-9]{1,6}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_PAGE_SIZE:
+        raise BadRequest(f"`limit` is a whole number from 1 to {MAX_PAGE_SIZE}.", param="limit")
+    after = parameters.get("after")
+    return Page(int(limit), None if after is None else _cursor(after, kinds))
+
+
+def _cursor(text: str, kinds: tuple[type[int] | type[str], ...]) -> Cursor:
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        values = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=list[int | str])
+    except (binascii.Error, ValueError, msgspec.MsgspecError):
+        values = []
+    fits = len(values) == len(kinds) and all(type(value) is kind for value, kind in zip(values, kinds, strict=True))
+    if not fits or any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values):
+        raise BadRequest("`after` is the `next` of a page of this very list.", param="after")
+    return tuple(values)
+
+
+def cursor(values: Cursor) -> str:
+    """Returns the text of a cursor, url-safe."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(values)).decode().rstrip("=")
+
+
+def listed(found: Sequence[T], page: Page, key: Callable[[T], Cursor]) -> Listed[T]:
+    """Returns the answer for a page from ``found``, of which the store was asked ``page.limit + 1``.
+
+    ``key`` gives an object's sorting key.
+    """
+    data = list(found[: page.limit])
+    has_more = len(found) > page.limit
+    return Listed(data, has_more, cursor(key(data[-1])) if has_more else None)
+
+
+def expected_version(context: Context) -> int | None:
+    """Returns the version that ``If-Match`` names, None without one; -1, which nothing has, for a tag not of ours.
+
+    Raises BadRequest for several.
+    """
+    values = header_values(context.exchange.headers, b"if-match")
+    if len(values) > 1 or (values and b"," in values[0]):
+        raise BadRequest("Send one entity tag in If-Match.", param="If-Match")
+    tag = values[0].strip() if values else b"*"
+    if tag == b"*":
+        return None
+    found = re.fullmatch(rb'"([0-9]{1,9})"', tag)
+    return -1 if found is None else int(found[1])
+
+
+def etag(version: int) -> tuple[bytes, bytes]:
+    """Returns the header that names a version."""
+    return b"etag", b'"%d"' % version
+
+
+def tenant(context: Context, parameters: dict[str, str] | None = None) -> str:
+    """Returns the id of the organisation the caller acts in: their own, or what ``?organisation=`` names.
+
+    Only ``Scope.ADMIN`` may name another one; to others it does not exist. Raises NotFound.
+    """
+    own = context.caller.organisation
+    asked = (parameters or {}).get("organisation", own)
+    if asked != own and Scope.ADMIN not in context.caller.scopes:
+        raise NotFound("There is no organisation of that id.")
+    return asked
+
+
+def actor(context: Context) -> Actor:
+    """Returns who does it, for the audit log."""
+    return Actor.of(context.caller, context.address, context.request_id)
+
+
+def answer(
+    context: Context, value: object, *, status: int = 200, version: int | None = None, kept: object = None
+) -> Answer:
+    """Returns the answer with ``value`` as JSON; ``kept`` is what a repetition shows, where it differs."""
+    headers: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if version is not None:
+        headers.append(etag(version))
+    encoded = None if kept is None else msgspec.json.encode(kept)
+    return Answer(status, headers, msgspec.json.encode(value), encoded)
+
+
+async def respond(context: Context, value: object, *, status: int = 200, version: int | None = None) -> None:
+    """Answers with ``value`` as JSON; ``version`` becomes the ETag."""
+    await send(context, answer(context, value, status=status, version=version))
+
+
+async def send(context: Context, answer: Answer) -> None:
+    """Sends an answer."""
+    headers = [*answer.headers, (b"x-request-id", context.request_id.encode())]
+    await context.exchange.client.respond(answer.status, headers, answer.body)
+
+
+class Repeats:
+    """Does each POST once. One for all endpoints."""
+
+    def __init__(self, answers: IdempotentAnswers) -> None:
+        self._answers = answers
+
+    async def once(self, context: Context, body: bytes, work: Callable[[], Awaitable[Answer]]) -> None:
+        """Answers with what ``work`` returns; if its ``Idempotency-Key`` was seen, with the answer of that time.
+
+        A ``work`` that raises had no effect, so its key may be used again. Raises what it raises, BadRequest for a key
+        that is none, IdempotencyKeyReused, and Conflict while the first request is at work.
+        """
+        key = _idempotency_key(context)
+        if key is None:
+            await send(context, await work())
+            return
+        exchange = context.exchange
+        digest = _digest(context.caller.key_id.encode(), exchange.method.encode(), exchange.path.encode(), key)
+        before = await self._answers.claim(digest, _digest(exchange.query, body))
+        if before is not None:
+            replayed = [*before.headers, (b"idempotent-replayed", b"true")]
+            await send(context, Answer(before.status, replayed, before.body))
+            return
+        try:
+            done = await work()
+        except BaseException:
+            await self._answers.release(digest)
+            raise
+        shown_again = done.body if done.kept is None else done.kept
+        await self._answers.keep(digest, KeptAnswer(done.status, done.headers, shown_again))
+        await send(context, done)
+
+
+def _idempotency_key(context: Context) -> bytes | None:
+    key = header(context.exchange.headers, b"idempotency-key")
+    if key is not None and not re.fullmatch(rb"[\x21-\x7e]{1,%d}" % MAX_IDEMPOTENCY_KEY_BYTES, key):
+        raise BadRequest(
+            f"An Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY_BYTES} visible ASCII characters.",
+            param="Idempotency-Key",
+        )
+    return key
+
+
+def _digest(*parts: bytes) -> bytes:
+    """SHA-256 of the parts with their lengths, so that no two lists of parts are the same text."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(b"%d:" % len(part))
+        whole.update(part)
+    return whole.digest()
