@@ -1,7 +1,10 @@
 """The database: SQLite in the home folder, or PostgreSQL, behind one small object.
 
 ``Database.read()`` and ``Database.write()`` each give a connection inside a transaction; nothing else in the product
-opens one. What a caller sees fail is one of:
+opens one. ``Database.of(organisation)`` gives the same database as a tenant sees it: on PostgreSQL, row-level security
+hides the rows of all others, whatever a statement forgets to ask for (see `passerelle.storage.migrations.fence`).
+
+What a caller sees fail is one of:
 
     StorageError            the database cannot be used as configured; the message says what to do
       StorageUnavailable    it cannot be reached, or is locked, now: a retry may work
@@ -34,7 +37,20 @@ POSTGRES_STATEMENT_TIMEOUT_S = 30.0
 POOL_SIZE = 5
 POOL_TIMEOUT_S = 5.0
 
+EVERYONE = "*"
+"""The tenant of the system's own work, which is for all organisations: look-ups of keys, the ledger, roll-ups."""
+
 _WRITE_OPTION = "passerelle_write"
+_TENANT_OPTION = "passerelle_tenant"
+_OWNER_OPTION = "passerelle_owner"
+_SET_TENANT = """SELECT set_config('passerelle.organisation', $1, true), (
+  SELECT set_config('role', rolname, true) FROM pg_roles
+  WHERE rolname = 'passerelle_app' AND has_table_privilege(oid, to_regclass('alembic_version')::oid, 'SELECT')
+  AND pg_has_role(oid, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END))
+"""
+"""Says for one transaction whose rows it is about, and lays down the rights of whoever connected, where the migrations
+could make a role with fewer. One question, on no request's path."""
+_SET_OWNER = "SELECT set_config('passerelle.organisation', '*', true)"
 _REJECTED_SQLSTATES = ("22", "23", "42")
 """Data exception, integrity violation, syntax error: the statement is wrong, not the moment."""
 
@@ -56,30 +72,44 @@ class StorageRejected(StorageError):
 
 
 class Database:
-    """One database and its pool of connections. ``where`` names it for a person, without a password."""
+    """One database and its pool of connections. ``where`` names it for a person, without a password.
 
-    def __init__(self, engine: AsyncEngine, where: str) -> None:
+    ``tenant`` is the organisation whose rows it shows, `EVERYONE` for those of all.
+    """
+
+    def __init__(self, engine: AsyncEngine, where: str, tenant: str = EVERYONE) -> None:
         self.engine = engine
         self.where = where
+        self.tenant = tenant
         self.is_sqlite = engine.dialect.name == "sqlite"
-        self._writer = engine.execution_options(**{_WRITE_OPTION: True})
+        self._reader = engine.execution_options(**{_TENANT_OPTION: tenant})
+        self._writer = engine.execution_options(**{_TENANT_OPTION: tenant, _WRITE_OPTION: True})
         self._driver_errors = _driver_errors(self.is_sqlite)
+
+    def of(self, organisation: str) -> Database:
+        """Returns this database, with the same connections, as one organisation may see it.
+
+        On SQLite, which has no such fence, all rows stay visible: statements name their tenant in any case.
+        """
+        return Database(self.engine, self.where, organisation)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Gives a connection for reading one consistent state. Raises StorageError."""
         with self.translated():
-            async with self.engine.connect() as connection:
+            async with self._reader.connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, as_owner: bool = False) -> AsyncIterator[AsyncConnection]:
         """Gives a connection in a transaction that commits at the end, or rolls back on any error. Raises StorageError.
 
         On SQLite the transaction holds the write lock from its start, so it never fails half-way for the lock.
+        ``as_owner`` keeps the rights of the user who connected, which changes of tables need.
         """
+        writer = self._writer.execution_options(**{_OWNER_OPTION: True}) if as_owner else self._writer
         with self.translated():
-            async with self._writer.begin() as connection:
+            async with writer.begin() as connection:
                 yield connection
 
     async def aclose(self) -> None:
@@ -202,7 +232,16 @@ def _open_postgres(url: URL) -> Database:
         )
     except ModuleNotFoundError as error:
         raise StorageError("PostgreSQL needs its driver: install passerelle[postgres].") from error
+    event.listen(engine.sync_engine, "begin", _begin_postgres)
     return Database(engine, url.set(drivername="postgresql", query={}).render_as_string(hide_password=True))
+
+
+def _begin_postgres(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get(_OWNER_OPTION, False):
+        connection.exec_driver_sql(_SET_OWNER)
+    else:
+        connection.exec_driver_sql(_SET_TENANT, (options.get(_TENANT_OPTION, EVERYONE),))
 
 
 def _driver_errors(is_sqlite: bool) -> tuple[type[Exception], ...]:

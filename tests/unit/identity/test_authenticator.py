@@ -63,7 +63,9 @@ def statements(database: Database) -> list[str]:
     event.listen(
         database.engine.sync_engine,
         "before_cursor_execute",
-        lambda *args: None if args[2].startswith("BEGIN") else seen.append(f"{args[2]} {args[3]}"),
+        lambda *args: (
+            None if args[2].startswith(("BEGIN", "SELECT set_config")) else seen.append(f"{args[2]} {args[3]}")
+        ),
         named=False,
     )
     return seen
