@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.storage.engine import SQLITE_BUSY_TIMEOUT_S, Database, StorageError, StorageRejected, StorageUnavailable
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest version here; a test holds it against the version files."""
 
 _FOLDER = Path(__file__).parent

@@ -19,10 +19,15 @@ from passerelle.storage.tables.identity import (
     sessions,
     users,
 )
+from passerelle.storage.tables.jobs import job_events, job_results, job_steps, jobs
 
 __all__ = [
     "audit",
     "idempotent_answers",
+    "job_events",
+    "job_results",
+    "job_steps",
+    "jobs",
     "key_secrets",
     "keys",
     "limits",

@@ -1,0 +1,171 @@
+"""The queue as workers see it: claim, keep the lease, report, end; and what keeps it clean.
+
+It belongs to the platform, not to a tenant: only runners hold one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, or_, select
+
+from passerelle.domain.principal import Principal
+from passerelle.jobs.failpoint import Failpoint
+from passerelle.jobs.job import Claim, JobError, JobState
+from passerelle.jobs.retry import BackOff, Failure, again_or_dead
+from passerelle.jobs.signals import Signals
+from passerelle.jobs.statements import QUEUED, RUNNING, NowMs, Statements, rows_parameter
+from passerelle.jobs.store import JobStore
+from passerelle.jobs.writes import Append, ClaimRequest, Settlement, Step, Writes
+from passerelle.storage.engine import Database
+from passerelle.storage.tables import jobs
+
+_REAPED_AT_ONCE = 200
+_SWEPT_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRules:
+    """How long a lease lasts and how often it is renewed, in seconds; how failed jobs are tried again.
+
+    ``reap_s`` is how often lost leases are looked for, ``sweep_s`` how often jobs are deleted that were kept long
+    enough. ``cancel_s`` is how often a worker asks whether its jobs are cancelled, where nobody tells it.
+    """
+
+    lease_s: float = 30.0
+    heartbeat_s: float = 10.0
+    reap_s: float = 5.0
+    sweep_s: float = 60.0
+    cancel_s: float = 1.0
+    back_off: BackOff = field(default_factory=BackOff)
+
+
+class JobQueue:
+    """All jobs of a database. Methods may raise StorageError."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        rules: QueueRules = QueueRules(),
+        failpoint: Failpoint | None = None,
+    ) -> None:
+        self.database = database
+        self.rules = rules
+        self.failpoint = failpoint or Failpoint()
+        self.signals = Signals(database)
+        self.writes = Writes(database, self.signals, self.failpoint)
+        self._statements = Statements(database.is_sqlite)
+
+    def store(self, principal: Principal) -> JobStore:
+        """Returns the jobs of the caller's organisation and project."""
+        return JobStore(
+            self.database,
+            self.writes,
+            self.signals,
+            organisation=principal.organisation,
+            project=principal.project,
+            key_id=principal.key_id,
+            user=principal.user,
+        )
+
+    async def start(self) -> None:
+        """Begins to hear of other processes."""
+        await self.signals.start()
+
+    async def aclose(self) -> None:
+        """Stops hearing, and returns when everything is written."""
+        await self.signals.aclose()
+        await self.writes.aclose()
+
+    async def claim(self, worker: str, count: int) -> list[Claim]:
+        """Returns up to ``count`` jobs that are ``worker``'s for the time of a lease, the most urgent first."""
+        claims = await self.writes.claim(ClaimRequest(worker, count, int(self.rules.lease_s * 1000)))
+        if claims:
+            self.failpoint.reach("after_claim")
+        return claims
+
+    async def has_due(self) -> bool:
+        """Whether some job could be claimed now. A read, where `claim` takes the write lock of SQLite."""
+        query = select(jobs.c.id).where(jobs.c.state == QUEUED, jobs.c.available_at_ms <= NowMs()).limit(1)
+        async with self.database.read() as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def renew(self, held: Sequence[tuple[str, int]]) -> dict[tuple[str, int], bool]:
+        """Prolongs leases, given as job id and attempt. Returns those still held, and whether each is to stop."""
+        parameters = rows_parameter([list(pair) for pair in held], lease_ms=int(self.rules.lease_s * 1000))
+        async with self.database.write() as connection:
+            rows = await connection.execute(self._statements.renew, parameters)
+            return {(row.id, row.attempt): row.cancel_requested_at_ms is not None for row in rows}
+
+    async def cancelled(self, job_ids: Sequence[str]) -> list[str]:
+        """Returns those of the running jobs that are to stop."""
+        query = select(jobs.c.id).where(
+            jobs.c.id.in_(job_ids), jobs.c.state == RUNNING, jobs.c.cancel_requested_at_ms.is_not(None)
+        )
+        async with self.database.read() as connection:
+            return [row.id for row in await connection.execute(query)]
+
+    async def append(self, append: Append) -> int:
+        """Adds events of a running attempt; returns the number of the last. Raises LeaseLost."""
+        return await self.writes.append(append)
+
+    async def keep(self, step: Step) -> None:
+        """Keeps the output of a finished step. Raises LeaseLost."""
+        await self.writes.keep(step)
+        self.failpoint.reach("after_step")
+
+    async def settle(self, settlement: Settlement) -> JobState:
+        """Ends an attempt; returns the state the job has now. Raises LeaseLost."""
+        self.failpoint.reach("before_settle")
+        state = await self.writes.settle(settlement)
+        self.failpoint.reach("after_settle")
+        return state
+
+    async def reap(self) -> int:
+        """Takes jobs back from workers that are not heard of, and ends those whose deadline passed in the queue.
+
+        Returns how many.
+        """
+        lost = or_(
+            (jobs.c.state == RUNNING) & (jobs.c.lease_until_ms < NowMs()),
+            (jobs.c.state == QUEUED) & (jobs.c.deadline_at_ms <= NowMs()),
+        )
+        async with self.database.read() as connection:
+            if (await connection.execute(select(jobs.c.id).where(lost).limit(1))).first() is None:
+                return 0
+        async with self.database.write() as connection:
+            rows = (await connection.execute(self._statements.lost_leases, {"count": _REAPED_AT_ONCE})).all()
+            crashed = [self._crash(row.id, row.attempt, row.tries, row.max_attempts) for row in rows]
+            settled = await self.writes.settle_in(connection, crashed)
+            late = (await connection.execute(self._statements.past_deadline, {"count": _REAPED_AT_ONCE})).all()
+            expired = [_too_late(row.id, row.attempt) for row in late]
+            settled |= await self.writes.settle_in(connection, expired, begun=False)
+        self.writes.tell_settled(settled)
+        return len(settled)
+
+    def _crash(self, job_id: str, attempt: int, tries: int, max_attempts: int) -> Settlement:
+        error = JobError("worker_lost", "The worker that ran this job crashed, or lost the database.", "crash", attempt)
+        return again_or_dead(job_id, attempt, tries, max_attempts, Failure(error, again=True), self.rules.back_off)
+
+    async def sweep(self) -> int:
+        """Deletes jobs that have been kept long enough; returns how many."""
+        swept = 0
+        while True:
+            async with self.database.write() as connection:
+                found = await connection.execute(self._statements.sweep, {"count": _SWEPT_AT_ONCE})
+            swept += found.rowcount
+            if found.rowcount < _SWEPT_AT_ONCE:
+                return swept
+
+    async def counts(self) -> dict[JobState, int]:
+        """Returns how many jobs are queued and running."""
+        query = select(jobs.c.state, func.count()).where(jobs.c.state.in_(["queued", "running"])).group_by(jobs.c.state)
+        async with self.database.read() as connection:
+            return {JobState(state): count for state, count in await connection.execute(query)}
+
+
+def _too_late(job_id: str, attempt: int) -> Settlement:
+    error = JobError("deadline_exceeded", "The job's deadline passed before it could begin.", "timeout", attempt)
+    return Settlement(job_id, attempt, JobState.FAILED, error=error)
