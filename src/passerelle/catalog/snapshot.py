@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from passerelle.domain.guardrail import Guardrails
 from passerelle.domain.model import Model
 
 
@@ -22,6 +23,8 @@ class Snapshot:
 
     models: Mapping[str, Model]
     generation: int = 0
+    guardrails: Guardrails | None = None
+    """None when there are none, so that calls pay nothing for them."""
     _by_name: Mapping[str, Model] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

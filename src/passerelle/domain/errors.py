@@ -3,6 +3,7 @@
     PasserelleError
       BadRequest                  400  the request itself is wrong
         ContextTooLong            400  the prompt does not fit the model's window
+        ContentBlocked            400  a guardrail does not let the text pass
       Unauthenticated             401  no key, or one we do not know
       Forbidden                   403  a known key without the right
       NotFound                    404  no such route or object
@@ -16,7 +17,8 @@
       UnsupportedMedia            415
       IdempotencyKeyReused        422  one Idempotency-Key, two different requests
       RateLimited                 429  slow down and retry
-        QuotaExhausted            429  retrying will not help
+        LimitReached              429  a limit of the caller's own is reached
+        QuotaExhausted            429  a budget is used up; retrying will not help
       HeadersTooLarge             431
       Internal                    500  a defect of ours
       UpstreamFailed              502  a model server broke
@@ -69,6 +71,10 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class ContentBlocked(BadRequest):
+    code = "content_blocked"
+
+
 class Unauthenticated(PasserelleError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
@@ -119,6 +125,10 @@ class IdempotencyKeyReused(PasserelleError):
 
 class RateLimited(PasserelleError):
     status, code, type = 429, "rate_limit_exceeded", "rate_limit_error"
+
+
+class LimitReached(RateLimited):
+    pass
 
 
 class QuotaExhausted(RateLimited):

@@ -60,6 +60,16 @@ class Call:
     status: int = 0
     outcome: Outcome | None = None
     error_code: str | None = None
+    service: str | None = None
+    """The service that makes this call, None when a caller made it."""
+    prompt_tokens: int | None = None
+    """What the model's tokenizer counted, None when it was not asked."""
+    hold: object | None = None
+    """What limits have set aside for it, until it is settled."""
+    limit_headers: Headers = field(default_factory=list)
+    answer_bounded: bool = False
+    """``max_tokens`` was set by a limit."""
+    cost_nano: int = 0
     interruption: PasserelleError | None = None
     """Why its task was cancelled, when it was not the caller who left."""
 
@@ -78,6 +88,7 @@ class Call:
             (b"x-request-id", self.request_id.encode()),
             (b"server-timing", self.timings.server_timing()),
         ]
+        headers += self.limit_headers
         if self.request.stream:
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         if self.request.dropped:

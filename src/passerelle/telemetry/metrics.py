@@ -90,6 +90,12 @@ class Metrics:
             ("phase",),
             registry=self.registry,
         )
+        self.guardrail_finds = Counter(
+            "passerelle_guardrail_finds",
+            "What guardrails found, by their name, the stage (before, after) and the action (mask, block, flag).",
+            ("guardrail", "stage", "action"),
+            registry=self.registry,
+        )
         self.in_flight = Gauge(
             "passerelle_in_flight", "Calls being served now.", registry=self.registry, multiprocess_mode="livesum"
         )
