@@ -14,8 +14,9 @@ import asyncio
 import http
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 from urllib.parse import unquote
 
@@ -60,6 +61,11 @@ class DirectPath:
     paths: frozenset[str]
     handle: Callable[[DirectExchange], Awaitable[None]]
     limits: EdgeLimits
+    plain: Mapping[bytes, str] = field(init=False)
+    """The paths as they stand in a request line, when it has no query and nothing is escaped."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", {path.encode("ascii"): path for path in self.paths})
 
 
 def _status_line(status: int) -> bytes:
@@ -92,6 +98,7 @@ class DirectExchange:
         "_body",
         "_body_waiter",
         "_complete",
+        "_encoded",
         "_error",
         "_gone_callback",
         "_keep_alive",
@@ -109,6 +116,7 @@ class DirectExchange:
         "peer",
         "query",
         "started",
+        "task",
     )
 
     def __init__(
@@ -121,18 +129,20 @@ class DirectExchange:
         *,
         keep_alive: bool,
         chunked: bool,
+        encoded: bool,
     ) -> None:
         self.method = method
         self.path = path
         self.query = query
         self.headers = headers
         self.peer: str | None = protocol.client[0] if protocol.client else None
-        self.arrived = time.monotonic()
+        self.arrived = protocol.read_at
         self.gone = False
         self.started = False
         self.chunked = chunked
         self._protocol = protocol
         self._keep_alive = keep_alive
+        self._encoded = encoded
         self._body: list[bytes] = []
         self._size = 0
         self._received = False
@@ -142,6 +152,7 @@ class DirectExchange:
         self._gone_callback: Callable[[], object] | None = None
         self._pause: Callable[[], None] | None = None
         self._resume: Callable[[], None] | None = None
+        self.task: asyncio.Task[None]
 
     @property
     def client(self) -> DirectExchange:
@@ -199,7 +210,8 @@ class DirectExchange:
 
     async def body(self) -> bytes:
         """As `Exchange.body`; it is given out once."""
-        refuse_compressed(self.headers)
+        if self._encoded:
+            refuse_compressed(self.headers)
         while not self._received and self._error is None and not self.gone:
             self._body_waiter = self._protocol.loop.create_future()
             self._protocol.flow.resume_reading()
@@ -227,10 +239,9 @@ class DirectExchange:
         if self.gone:
             return
         self.started = True
-        head = self._head(status, headers)
-        head.append(b"content-length: %d\r\n\r\n" % len(body))
-        head.append(body)
-        self._protocol.transport.write(b"".join(head))
+        self._protocol.transport.write(
+            b"%bcontent-length: %d\r\n\r\n%b" % (self._head(status, headers), len(body), body)
+        )
         self._finish()
 
     def begin(self, status: int, headers: Headers) -> None:
@@ -239,9 +250,8 @@ class DirectExchange:
         self.started = True
         if not self.chunked:
             self._keep_alive = False  # an HTTP/1.0 body ends with its connection
-        head = self._head(status, headers)
-        head.append(b"transfer-encoding: chunked\r\n\r\n" if self.chunked else b"\r\n")
-        self._protocol.transport.write(b"".join(head))
+        end = b"transfer-encoding: chunked\r\n\r\n" if self.chunked else b"\r\n"
+        self._protocol.transport.write(self._head(status, headers) + end)
 
     def write(self, data: bytes) -> None:
         if self.gone or not data:
@@ -263,10 +273,8 @@ class DirectExchange:
             self._complete = True
             self._protocol.transport.abort()
 
-    def _head(self, status: int, headers: Headers) -> list[bytes]:
-        head = [_STATUS_LINES[status]]
-        for name, value in self._protocol.server_state.default_headers:
-            head.append(b"%b: %b\r\n" % (name, value))
+    def _head(self, status: int, headers: Headers) -> bytes:
+        head = [_STATUS_LINES[status], self._protocol.common_head()]
         for name, value in headers:
             if name == b"connection" and value == b"close":
                 self._keep_alive = False
@@ -276,7 +284,7 @@ class DirectExchange:
             # A body that was refused unread would be taken for the next request.
             self._keep_alive = False
             head.append(b"connection: close\r\n")
-        return head
+        return b"".join(head)
 
     def _finish(self) -> None:
         self._complete = True
@@ -303,7 +311,9 @@ class EdgeProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limits = self.direct.limits
-        self.deadline = time.monotonic() + self.limits.head_timeout_s
+        self.read_at = time.monotonic()
+        """When bytes came last, in monotonic seconds."""
+        self.deadline = self.read_at + self.limits.head_timeout_s
         """Monotonic time at which the sweep closes this connection; infinity while an answer is on its way."""
         self._incoming: DirectExchange | None = None  # whose body is being received
         self._active: DirectExchange | None = None  # who is being answered
@@ -316,6 +326,9 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stalled_bytes = 0
         self._progress = False
         self._in_trailers = False
+        self._encoded = False  # the head has a Content-Encoding
+        self._rendered: Headers = []
+        self._common_head = b""
         self._silent_bytes = 0  # received in a row without a head, a piece of a body or an end
 
     # Connection
@@ -337,7 +350,16 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._progress = False
-        super().data_received(data)
+        self.read_at = time.monotonic()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        except httptools.HttpParserUpgrade:
+            pass  # answered as if it had not been asked for
         if self._progress:
             self._silent_bytes = 0
             return
@@ -420,26 +442,28 @@ class EdgeProtocol(HttpToolsProtocol):
     # Parser callbacks
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # uvicorn's own method makes an ASGI scope as well: `_to_asgi` does, for requests that need one.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._progress = True
         self._in_trailers = False
         self._head_bytes = 1
         if self._active is None:
-            self.deadline = time.monotonic() + self.limits.head_timeout_s
+            self.deadline = self.read_at + self.limits.head_timeout_s
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         if len(self.url) > self.limits.max_url_bytes:
             self._refuse(414, "uri_too_long", "The request address is too long.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
-        if self._head_bytes > self.limits.max_head_bytes or len(self.headers) >= self.limits.max_headers:
+        if self._head_bytes > self.limits.max_head_bytes:
             self._head_too_large()
             return
         if self._in_trailers:
             return  # they are no headers: what checked the head must have seen all that counts (RFC 9110, 6.5.1)
-        # What uvicorn's own method does, without another call for each header.
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -448,20 +472,26 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._refused:
             return
+        if len(self.headers) > self.limits.max_headers:
+            self._head_too_large()
+            return
         self._progress = self._in_trailers = True
         self._head_bytes = 0
-        self.deadline = float("inf")
-        if not self._well_framed():
+        self.deadline = inf
+        version = self.parser.get_http_version()
+        length = self._framing(version)
+        if length is None:
             self._refuse(400, "malformed_request", "The request's version or framing is not one of HTTP/1.1.")
             return
-        self._body_started, self._body_bytes = time.monotonic(), 0
-        exchange = self._direct_exchange()
+        self._body_started, self._body_bytes = self.read_at, 0
+        # The ASGI path answers 413 without reading the body.
+        exchange = self._direct_exchange(version) if length <= self.limits.max_body_bytes else None
         busy = self._active is not None or (self.cycle is not None and not self.cycle.response_complete)
         if exchange is None:
             if self._active is not None:
                 self._hang_up_after_active()
             else:
-                super().on_headers_complete()
+                self._to_asgi()
             return
         self._incoming = exchange
         if not busy:
@@ -495,63 +525,78 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # The direct path
 
-    def _well_framed(self) -> bool:
-        """Whether the body's length is stated once and clearly (RFC 9112, section 6.3), in a version we speak.
+    def _framing(self, version: str) -> int | None:
+        """Returns the length of the body as the head states it, 0 when it does not, and None for a head that is bad.
 
-        HTTP/1.1 asks for a Host as well (section 3.2).
+        A body's length is stated once and clearly (RFC 9112, section 6.3), in a version we speak; HTTP/1.1 asks for a
+        Host as well (section 3.2).
         """
-        version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            return False
-        lengths = encodings = hosts = 0
+            return None
+        length = framings = hosts = 0
+        self._encoded = False
         for name, value in self.headers:
             if name == b"content-length":
-                lengths += 1
+                framings += 1
                 if not value.isdigit():
-                    return False
-            elif name == b"transfer-encoding":
-                encodings += 1
-                if value.strip().lower() != b"chunked":
-                    return False
+                    return None
+                length = int(value)
             elif name == b"host":
                 hosts += 1
-        if (encodings and version == "1.0") or (not hosts and version == "1.1"):
-            return False
-        return lengths + encodings <= 1
+            elif name == b"transfer-encoding":
+                framings += 1
+                if version == "1.0" or value.strip().lower() != b"chunked":
+                    return None
+            elif name == b"content-encoding":
+                self._encoded = True
+        if framings > 1 or (not hosts and version == "1.1"):
+            return None
+        return length
 
-    def _direct_exchange(self) -> DirectExchange | None:
-        if self.parser.get_method() != b"POST" or self.parser.should_upgrade() or self.expect_100_continue:
+    def _direct_exchange(self, version: str) -> DirectExchange | None:
+        parser = self.parser
+        if parser.get_method() != b"POST" or parser.should_upgrade() or self.expect_100_continue:
             return None
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        if "%" in path:
-            path = unquote(path)
-        if path not in self.direct.paths:
-            return None
-        for name, value in self.headers:
-            if name == b"content-length" and int(value) > self.limits.max_body_bytes:
-                return None  # the ASGI path answers 413 without reading the body
-        modern = self.parser.get_http_version() == "1.1"
+        path, query = self.direct.plain.get(self.url), b""
+        if path is None:
+            url = httptools.parse_url(self.url)
+            path, query = url.path.decode("ascii"), url.query or b""
+            if "%" in path:
+                path = unquote(path)
+            if path not in self.direct.paths:
+                return None
+        modern = version == "1.1"
         return DirectExchange(
             self,
             "POST",
             path,
-            url.query or b"",
+            query,
             self.headers,
-            keep_alive=modern and self.parser.should_keep_alive(),
+            keep_alive=modern and parser.should_keep_alive(),
             chunked=modern,
+            encoded=self._encoded,
         )
+
+    def _to_asgi(self) -> None:
+        """Hands the request whose head is here to uvicorn's own path."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        super().on_headers_complete()
 
     def _start(self, exchange: DirectExchange) -> None:
         self._active = exchange
-        task = self.loop.create_task(self._answer(exchange))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        exchange.task = self.loop.create_task(self._answer(exchange))
+        self.tasks.add(exchange.task)
 
     async def _answer(self, exchange: DirectExchange) -> None:
-        await self.direct.handle(exchange)
-        if not exchange.complete:
-            exchange.abort()
+        try:
+            await self.direct.handle(exchange)
+        finally:
+            if not exchange.complete:
+                exchange.abort()
+            self.tasks.discard(exchange.task)
 
     def finished(self, exchange: DirectExchange, *, keep_alive: bool) -> None:
         """An exchange's answer is written: goes on with the next request, or closes."""
@@ -562,10 +607,19 @@ class EdgeProtocol(HttpToolsProtocol):
         if not keep_alive:
             self.transport.close()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         self.deadline = time.monotonic() + self.limits.keep_alive_s
         if self._queued:
             self._start(self._queued.popleft())
+
+    def common_head(self) -> bytes:
+        """Returns the header lines that every answer has; the server makes new ones once a second."""
+        headers = self.server_state.default_headers
+        if headers is not self._rendered:
+            self._rendered = headers
+            self._common_head = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        return self._common_head
 
     def _hang_up_after_active(self) -> None:
         """Pipelining beyond what we keep in order: the requests under way are answered, the rest goes unanswered."""

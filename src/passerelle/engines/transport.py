@@ -118,7 +118,12 @@ class Answer:
     async def head(self) -> None:
         """Waits for the status line and the headers. Raises EngineBroke."""
         while not self.status and self._error is None:
-            await self._wait()
+            waiter = self._waiter = self._loop.create_future()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self.abort()
+                raise
         if self._error is not None and not self._ended and not self._buffered:
             raise self._error
 
@@ -135,8 +140,9 @@ class Answer:
         if self._buffered > limit_bytes:
             self.abort()
             raise EngineBroke(_too_large(limit_bytes))
-        self._unchoke()
-        await self._end()
+        if not self._ended:
+            self._unchoke()
+            await self._end()
         body = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
         self._buffer.clear()
         return body
@@ -210,10 +216,7 @@ class Answer:
 
     async def _wait(self) -> None:
         waiter = self._waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        await waiter
 
     def _unchoke(self) -> None:
         self._choked = False
@@ -256,8 +259,10 @@ class Answer:
 
     def _wake(self) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Connection(asyncio.Protocol):
@@ -339,10 +344,14 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         answer = self._answer = Answer(self._loop, self, connect_s)
         self._idle_s = timeouts.idle_s
-        self._in_body = False
-        self._head_bytes = 0
-        self._new_message()
-        self._set_deadline(self._now() + min(timeouts.first_byte_s, timeout_s))
+        if self.served:
+            self._in_body = False
+            self._head_bytes = 0
+            self._new_message()
+        limit_s = timeouts.first_byte_s
+        self._deadline = deadline = self._now() + (limit_s if limit_s < timeout_s else timeout_s)
+        if deadline < self._timer_at:
+            self._arm(deadline)
         self._transport.write(payload)
         return answer
 
@@ -423,7 +432,6 @@ class Connection(asyncio.Protocol):
             how = "reset" if isinstance(exc, ConnectionResetError) else "closed"
             where = "before the answer" if not self._in_body else "within the body"
             self._break(EngineBroke(f"connection {how} {where}"))
-        self._set_deadline(inf)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -437,11 +445,11 @@ class Connection(asyncio.Protocol):
             raise self._complaint("bytes after the end")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_count += 1
-        self._header_bytes += len(name) + len(value)
-        if self._header_count > MAX_HEADERS:
+        self._header_count = count = self._header_count + 1
+        self._header_bytes = size = self._header_bytes + len(name) + len(value)
+        if count > MAX_HEADERS:
             raise self._complaint("too many headers")
-        if self._header_bytes > MAX_HEAD_BYTES:
+        if size > MAX_HEAD_BYTES:
             raise self._complaint("head too large")
         if self._in_body:
             return  # trailers say nothing we use
@@ -474,7 +482,9 @@ class Connection(asyncio.Protocol):
             return
         self._in_body = True
         self._until_close = self._content_length is None and not self._chunked and status not in (204, 304)
-        self._arm(self._last_read + self._idle_s)
+        stalls_at = self._last_read + self._idle_s
+        if stalls_at < self._timer_at:
+            self._arm(stalls_at)
         self._answer.head_came(status, self._content_type, self._retry_after)
 
     def on_message_complete(self) -> None:
@@ -517,10 +527,14 @@ class Connection(asyncio.Protocol):
         self._push = None
         transport = self._transport
         if self._reusable and transport is not None and not transport.get_write_buffer_size() and self.is_open():
-            self.let_go()
+            if not self._reading:
+                self.let_go()
             self.served += 1
-            self._set_deadline(self._now() + self._pool.keep_alive_s)
-            self._pool.give_back(self)
+            pool = self._pool
+            self._deadline = deadline = self._last_read + pool.keep_alive_s
+            if deadline < self._timer_at:
+                self._arm(deadline)
+            pool.give_back(self)
         else:
             self._close()
         answer.ended()
@@ -539,16 +553,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _set_deadline(self, when: float) -> None:
-        self._deadline = when
-        self._arm(when)
-
     def _arm(self, when: float) -> None:
-        if when < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = when
-            self._timer = self._loop.call_at(when, self._on_timer)
+        """Has the timer fire at ``when``; for callers who found that it would fire later (they are the hot path)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -681,7 +691,7 @@ class Transport:
         if connection is not None:
             answer = connection.start(payload, timeouts, timeout_s, 0.0)
             try:
-                await self._head(answer)
+                await answer.head()
                 return answer
             except EngineBroke:
                 if not answer.stale:
@@ -691,7 +701,7 @@ class Transport:
         connection = await pool.connect(max(0.0, min(timeouts.connect_s, timeout_s)))
         connect_s = time.monotonic() - began_connect
         answer = connection.start(payload, timeouts, max(0.0, timeout_s - connect_s), connect_s)
-        await self._head(answer)
+        await answer.head()
         return answer
 
     async def aclose(self) -> None:
@@ -704,14 +714,6 @@ class Transport:
             if not any(pool.open_count for pool in pools):
                 return
             await asyncio.sleep(0)
-
-    @staticmethod
-    async def _head(answer: Answer) -> None:
-        try:
-            await answer.head()
-        except asyncio.CancelledError:
-            answer.abort()
-            raise
 
 
 def _too_large(limit_bytes: int) -> str:
