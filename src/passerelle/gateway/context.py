@@ -6,6 +6,7 @@ chat template adds is bounded. When even that bound fits, nothing is counted. Ot
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -22,9 +23,13 @@ _TEMPLATE_TOKENS = 128
 """What a chat template may add: a default system prompt, marks around the roles."""
 _MESSAGE_TOKENS = 16
 """What it may add for each message; a message is at least this many bytes of JSON as well."""
+_IMAGE_TOKENS = 2048
+"""What an image may become; models in use make fewer of one."""
+_DATA_URL = re.compile(rb'"data:[^"]*"')
 _COUNT_TIMEOUT_S = 5.0
-_COUNTED = (Operation.CHAT, Operation.COMPLETION)
-_MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
+COUNTED = (Operation.CHAT, Operation.COMPLETION)
+"""Operations whose prompt an engine can count."""
+MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 
 
 class ContextAdmission:
@@ -40,13 +45,14 @@ class ContextAdmission:
         Raises ContextTooLong, with the numbers. When the engine offers no tokenizer the engine itself decides later.
         """
         window, request = self._window(model), call.request
-        if window is None or request.operation not in _COUNTED:
+        call.prompt_tokens = None
+        if window is None or request.operation not in COUNTED:
             return
-        request.changes = {key: raw for key, raw in request.changes.items() if key not in _MAX_TOKENS_FIELDS}
+        request.changes = {key: raw for key, raw in request.changes.items() if key not in MAX_TOKENS_FIELDS}
         wanted = request.max_tokens or 1
         if _bound(request) + wanted <= window:
             return
-        tokens = await self._count(call, pool)
+        tokens = await self.count(call, pool)
         if tokens is None or tokens + wanted <= window:
             return
         if tokens < window and model.trim_max_tokens:
@@ -54,7 +60,8 @@ class ContextAdmission:
             return
         raise _too_long(model, window, tokens, request)
 
-    async def _count(self, call: Call, pool: Pool) -> int | None:
+    async def count(self, call: Call, pool: Pool) -> int | None:
+        """Returns how many tokens the prompt has by the model's own tokenizer, None when the engine has none."""
         candidates = pool.candidates()
         if candidates is None:
             return None
@@ -63,6 +70,7 @@ class ContextAdmission:
         timeout_s = min(_COUNT_TIMEOUT_S, call.remaining_s())
         tokens = await self._engines[target.engine].count_tokens(call.request, target, timeout_s=timeout_s)
         call.timings.tokenise_s += time.monotonic() - began
+        call.prompt_tokens = tokens
         return tokens
 
 
@@ -72,9 +80,27 @@ def _bound(request: Request) -> int:
     return encoded + _TEMPLATE_TOKENS + _MESSAGE_TOKENS * request.body.count(b'"role"')
 
 
+def prompt_bound(request: Request) -> int:
+    """Returns a number of tokens that the prompt cannot pass; images count by their number, not by their bytes."""
+    bound = _bound(request)
+    if b"image_url" in request.body:
+        bound += _IMAGE_TOKENS * request.body.count(b'"image_url"') - _image_bytes(request)
+    return bound
+
+
+def prompt_estimate(request: Request) -> int:
+    """Returns about how many tokens the prompt has, at four bytes a token."""
+    images = _image_bytes(request) if b"image_url" in request.body else 0
+    return max(1, (len(request.body) - images) // 4)
+
+
+def _image_bytes(request: Request) -> int:
+    return sum(len(found) for found in _DATA_URL.findall(request.body))
+
+
 def _trim(request: Request, room: int) -> None:
     raw = msgspec.Raw(b"%d" % room)
-    given = [name for name in _MAX_TOKENS_FIELDS if name in request.fields]
+    given = [name for name in MAX_TOKENS_FIELDS if name in request.fields]
     request.changes |= dict.fromkeys(given or ["max_tokens"], raw)
 
 

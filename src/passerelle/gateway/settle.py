@@ -9,6 +9,7 @@ from typing import Protocol
 from passerelle.domain.ids import IdSequence
 from passerelle.domain.usage import UsageRow
 from passerelle.gateway.call import Call
+from passerelle.gateway.limits import Reservations
 from passerelle.telemetry.meters import CallMeters
 from passerelle.telemetry.metrics import Metrics
 
@@ -25,11 +26,16 @@ UNKNOWN_MODEL = "unknown"
 
 
 class Settlement:
-    """Settles calls into the recorders."""
+    """Settles calls into the recorders. ``reservations`` gives back what limits had set aside, and knows the cost."""
 
     def __init__(
-        self, metrics: Metrics, recorders: tuple[Recorder, ...], now: Callable[[], float] = time.monotonic
+        self,
+        metrics: Metrics,
+        recorders: tuple[Recorder, ...],
+        now: Callable[[], float] = time.monotonic,
+        reservations: Reservations | None = None,
     ) -> None:
+        self._reservations = reservations
         self._metrics = metrics
         self._recorders = recorders
         self._now = now
@@ -39,6 +45,8 @@ class Settlement:
     def settle(self, call: Call) -> None:
         """Records how the call ended."""
         assert call.outcome is not None, "a call is settled after it ended"
+        if self._reservations is not None:
+            self._reservations.settle(call)
         total_s = self._now() - call.arrived
         model = call.model.name if call.model is not None else UNKNOWN_MODEL
         self._count(call, model, total_s)
@@ -69,6 +77,7 @@ class Settlement:
             queue_ms=round(call.timings.queue_s * 1e3, 3),
             first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1e3, 3),
             total_ms=round(total_s * 1e3, 3),
+            cost_nano=call.cost_nano,
         )
         for recorder in self._recorders:
             recorder.record(row)

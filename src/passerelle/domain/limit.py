@@ -1,0 +1,52 @@
+"""What the gateway asks of limits, and what it is told: who calls, how much it may become, how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from passerelle.domain.client import Headers
+from passerelle.domain.errors import PasserelleError
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a call may use at most. ``at_ms`` is its arrival since the epoch, which decides the price.
+
+    ``answer_tokens`` are those of all choices together; it may be lowered down to ``least_answer_tokens``.
+    """
+
+    model: str
+    at_ms: int
+    prompt_tokens: int
+    answer_tokens: int
+    least_answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The call may go on. ``hold`` is to be settled when it has ended; ``headers`` belong to its answer.
+
+    ``answer_tokens`` is what was set aside for the answer; ``warnings`` name the soft limits it is above.
+    """
+
+    hold: object
+    answer_tokens: int
+    headers: Headers
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The call may not go on. ``estimate_matters`` when a closer count of its tokens could change that."""
+
+    error: PasserelleError
+    estimate_matters: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a call used in the end. ``request`` is 0 when the call does not count as one."""
+
+    request: int
+    tokens: int
+    cost_nano: int

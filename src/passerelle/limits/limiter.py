@@ -1,0 +1,270 @@
+"""Lets calls through or refuses them: the book says which limits count, the counters whether there is room."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from passerelle.domain.client import Headers
+from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
+from passerelle.domain.limit import Grant, Order, Refusal, Spent
+from passerelle.domain.principal import Principal
+from passerelle.limits.book import Book, Plan
+from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
+from passerelle.limits.price import Price, amount_text
+from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, SubjectKind, Window
+
+logger = logging.getLogger(__name__)
+
+BUSY_RETRY_S = 1.0
+"""What a caller with too many calls under way is told to wait: nobody knows when one ends."""
+Tell = Callable[[LimitRule], None]
+
+
+class Limiter:
+    """The limits of this process's calls. ``book`` may be replaced at any time.
+
+    ``local`` counts here; with ``shared`` that counts, and ``local`` is its fallback. ``on_reached`` is told of each
+    limit that refused, or warned. ``clock`` gives seconds since the epoch. ``currency`` is the name of the unit.
+    """
+
+    def __init__(
+        self,
+        local: LocalCounters,
+        shared: SharedCounters | None = None,
+        *,
+        currency: str = "EUR",
+        on_reached: Tell = lambda rule: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.book = Book()
+        self.calendar = Calendar(clock)
+        self._local = local
+        self._shared = shared
+        self._currency = currency
+        self._on_reached = on_reached
+        self._warned: dict[str, int] = {}
+
+    def plan(self, principal: Principal, model: str) -> Plan | None:
+        """Returns what limits the caller's calls of a model, None when nothing does."""
+        return self.book.plan(principal, model)
+
+    def take(
+        self, plan: Plan | None, order: Order, instead_of: object | None = None
+    ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
+        """Sets aside what a call may use, of all its limits or of none.
+
+        ``instead_of`` is the hold of an earlier try of the same call, given back in the same step.
+        """
+        plan = plan or _UNLIMITED
+        before = instead_of if isinstance(instead_of, Hold) else None
+        if self._shared is not None:
+            return self._take_shared(self._shared, plan, order, before)
+        now_ms = self.calendar.now_ms()
+        windows = self.calendar.windows(now_ms)
+        if before is not None:
+            self._local.settle(before, (0,) * len(before.rules))
+        price = self.book.price_table.at(order.model, order.at_ms)
+        used = self._local.look(plan.rules, windows) if _is_flexible(plan, order) else ()
+        answer, amounts = _amounts(plan, order, price, used)
+        return self._result(plan, self._local.take(plan.rules, windows, amounts), answer, amounts, windows, now_ms)
+
+    async def _take_shared(
+        self, shared: SharedCounters, plan: Plan, order: Order, before: Hold | None
+    ) -> Grant | Refusal:
+        now_ms = self.calendar.now_ms()
+        windows = self.calendar.windows(now_ms)
+        price = self.book.price_table.at(order.model, order.at_ms)
+        flexible = _is_flexible(plan, order)
+        answer, amounts = _amounts(plan, order, price, shared.known(plan.rules, windows) if flexible else ())
+        taken = await shared.take(plan.rules, windows, amounts, before)
+        if taken.refused is not None and flexible:
+            # What was known was not the latest: the refusal tells it.
+            less, fewer = _amounts(plan, order, price, taken.used)
+            if less < answer:
+                answer, amounts = less, fewer
+                taken = await shared.take(plan.rules, windows, amounts, None)
+        return self._result(plan, taken, answer, amounts, windows, now_ms)
+
+    def settle(self, hold: object, spent: Spent) -> None:
+        """Gives back what was set aside and counts what was used; at once, whatever happened."""
+        assert isinstance(hold, Hold)
+        of = {
+            Measure.REQUESTS: spent.request,
+            Measure.TOKENS: spent.tokens,
+            Measure.COST: spent.cost_nano,
+            Measure.CONCURRENT: 0,
+        }
+        amounts = [of[rule.measure] for rule in hold.rules]
+        if self._shared is not None:
+            self._shared.settle(hold, amounts)
+        else:
+            self._local.settle(hold, amounts)
+
+    def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """Returns what a usage costs, in nano."""
+        return self.book.cost_nano(model, at_ms, prompt_tokens, cached_tokens, completion_tokens)
+
+    async def standing(self, rule: LimitRule) -> tuple[Used, Window]:
+        """Returns what is used of a limit in its present window."""
+        windows = self.calendar.windows(self.calendar.now_ms())
+        if self._shared is not None:
+            return await self._shared.used(rule, windows), windows[rule.period]
+        return self._local.used(rule, windows), windows[rule.period]
+
+    def adopt(self, book: Book, spent: Callable[[LimitRule], int]) -> None:
+        """Takes a new book. ``spent`` says what was used of a limit that was not in the old one, in its window."""
+        windows = self.calendar.windows(self.calendar.now_ms())
+        for rule_id in self.book.rules.keys() - book.rules.keys():
+            self._local.forget(rule_id)
+            self._warned.pop(rule_id, None)
+        for rule_id in book.rules.keys() - self.book.rules.keys():
+            rule = book.rules[rule_id]
+            if rule.lasts:
+                self._local.seed(rule, windows, spent(rule))
+        self.book = book
+
+    def _result(
+        self, plan: Plan, taken: Taken, answer: int, amounts: Sequence[int], windows: Windows, now_ms: int
+    ) -> Grant | Refusal:
+        headers = _headers(plan, taken.used, windows, now_ms)
+        if taken.refused is not None:
+            rule = plan.rules[taken.refused]
+            self._on_reached(rule)
+            amount, used = amounts[taken.refused], taken.used[taken.refused]
+            error = self._error(rule, amount, used, windows[rule.period], now_ms, headers)
+            return Refusal(error, estimate_matters=rule.measure in (Measure.TOKENS, Measure.COST))
+        return Grant(taken.hold, answer, headers, self._warnings(plan, taken.used, windows, headers))
+
+    def _warnings(self, plan: Plan, used: Sequence[int], windows: Windows, headers: Headers) -> tuple[str, ...]:
+        rules = plan.rules
+        if not rules or rules[-1].hard:
+            return ()
+        above = [rule for rule, amount in zip(rules, used, strict=True) if not rule.hard and amount > rule.value]
+        for rule in above:
+            start_ms = windows[rule.period].start_ms
+            if self._warned.get(rule.id) != start_ms:
+                self._warned[rule.id] = start_ms
+                self._on_reached(rule)
+                logger.warning("soft limit %s is passed: %s", rule.id, self.words(rule))
+        words = tuple(self.words(rule) for rule in above)
+        if words:
+            headers.append((b"x-passerelle-limit-warning", "; ".join(words).encode("ascii", "replace")))
+        return words
+
+    def words(self, rule: LimitRule) -> str:
+        """Returns a limit in words: ``key: 60 requests a minute``."""
+        where = f" of {rule.model}" if rule.model else ""
+        return f"{rule.subject_kind}: {self._quantity(rule, rule.value)}{where}{_EACH[rule.period]}"
+
+    def _quantity(self, rule: LimitRule, amount: int) -> str:
+        if rule.measure is Measure.COST:
+            return f"{amount_text(amount)} {self._currency}"
+        return f"{amount} {'calls at once' if rule.measure is Measure.CONCURRENT else rule.measure.value}"
+
+    def _error(
+        self, rule: LimitRule, amount: int, used: int, window: Window, now_ms: int, headers: Headers
+    ) -> PasserelleError:
+        whose = _WHOSE[rule.subject_kind]
+        limit = f"{self._quantity(rule, rule.value)}{_EACH[rule.period]}"
+        given = tuple(headers)
+        if rule.is_budget:
+            left = max(0, rule.value - used)
+            spent = "is used up" if not left else f"has {self._quantity(rule, left)} left, and this call may need more"
+            return QuotaExhausted(
+                f"The budget of {whose} ({limit}) {spent}: ask an administrator, or send a smaller request.",
+                headers=given,
+            )
+        if rule.measure is Measure.CONCURRENT:
+            return LimitReached(
+                f"The limit of {whose} is {limit}, and they are under way: retry when one has ended.",
+                retry_after_s=BUSY_RETRY_S,
+                headers=given,
+            )
+        if amount > rule.value:
+            return LimitReached(
+                f"This call may need {self._quantity(rule, amount)} and the limit of {whose} is {limit}: "
+                "shorten the prompt or lower max_tokens.",
+                headers=(*given, (b"x-should-retry", b"false")),
+            )
+        assert window.end_ms is not None
+        wait_s = (window.end_ms - now_ms) / 1000
+        return LimitReached(
+            f"The limit of {whose} is {limit}: retry in {duration(wait_s)}.", retry_after_s=wait_s, headers=given
+        )
+
+
+_UNLIMITED = Plan.of(())
+_EACH = {
+    Period.NONE: "",
+    Period.MINUTE: " a minute",
+    Period.DAY: " a day",
+    Period.MONTH: " a month",
+    Period.TOTAL: " in all",
+}
+_WHOSE = {
+    SubjectKind.ORGANISATION: "this organisation",
+    SubjectKind.PROJECT: "this project",
+    SubjectKind.USER: "this user",
+    SubjectKind.KEY: "this key",
+    SubjectKind.MODEL: "this model",
+}
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as OpenAI's headers write it: ``1h2m3s``, rounded up to a second."""
+    whole = max(0, -int(-seconds // 1))
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours}h{minutes}m{left}s"
+    return f"{minutes}m{left}s" if minutes else f"{left}s"
+
+
+def _is_flexible(plan: Plan, order: Order) -> bool:
+    return plan.bounds_answers and order.least_answer_tokens < order.answer_tokens
+
+
+def _amounts(plan: Plan, order: Order, price: Price | None, used: Sequence[int]) -> tuple[int, list[int]]:
+    """Returns the tokens set aside for the answer, and what the call takes of each rule.
+
+    ``used`` is what is known of each rule; with it the answer is made to fit, as far as it may be.
+    """
+    prompt, answer = order.prompt_tokens, order.answer_tokens
+    for rule, amount in zip(plan.rules, used, strict=False):
+        if not rule.hard:
+            break
+        left = rule.value - amount
+        if rule.measure is Measure.TOKENS:
+            answer = min(answer, left - prompt)
+        elif rule.measure is Measure.COST and price is not None and price.output_micro:
+            answer = min(answer, (left - price.bound_nano(prompt, 0)) * 1000 // price.output_micro)
+    answer = max(answer, order.least_answer_tokens)
+    cost_nano = 0 if price is None else price.bound_nano(prompt, answer)
+    return answer, plan.amounts(prompt + answer, cost_nano)
+
+
+_HEADERS = {
+    Measure.REQUESTS: (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
+    Measure.TOKENS: (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+}
+
+
+def _headers(plan: Plan, used: Sequence[int], windows: Windows, now_ms: int) -> Headers:
+    """Returns the headers that tell the tightest of the hard limits on requests and on tokens: least remains of it."""
+    tightest: dict[Measure, tuple[int, LimitRule]] = {}
+    for rule, amount in zip(plan.rules, used, strict=True):
+        if rule.hard and rule.measure in _HEADERS:
+            left = rule.value - amount
+            known = tightest.get(rule.measure)
+            if known is None or left < known[0]:
+                tightest[rule.measure] = left, rule
+    headers: Headers = []
+    for measure, (left, rule) in tightest.items():
+        limit, remaining, reset = _HEADERS[measure]
+        headers += [(limit, b"%d" % rule.value), (remaining, b"%d" % max(0, left))]
+        end_ms = windows[rule.period].end_ms
+        if end_ms is not None:
+            headers.append((reset, duration((end_ms - now_ms) / 1000).encode()))
+    return headers

@@ -1,0 +1,67 @@
+"""Counters of one process. Nothing waits in here, so on one event loop each step is atomic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from passerelle.limits.counters import Hold, Taken, Used, Windows
+from passerelle.limits.rule import LimitRule
+
+_START, _SETTLED, _HELD = range(3)
+
+
+def cell_of(cells: dict[str, list[int]], rule: LimitRule, start_ms: int) -> list[int]:
+    """Returns the cell of a rule in the window that began at ``start_ms``, a fresh one when there is none."""
+    cell = cells.get(rule.id)
+    if cell is None or cell[_START] != start_ms:
+        cell = cells[rule.id] = [start_ms, 0, 0]
+    return cell
+
+
+class MemoryCounters:
+    """Counters in a dictionary; a cell is [start of its window, settled, held]."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, list[int]] = {}
+
+    def look(self, rules: Sequence[LimitRule], windows: Windows) -> list[int]:
+        """Returns what is used and held of each rule."""
+        cells = [cell_of(self._cells, rule, windows[rule.period].start_ms) for rule in rules]
+        return [cell[_SETTLED] + cell[_HELD] for cell in cells]
+
+    def take(self, rules: tuple[LimitRule, ...], windows: Windows, amounts: Sequence[int]) -> Taken:
+        """Takes all amounts or, where a hard rule has no room, none."""
+        cells = [cell_of(self._cells, rule, windows[rule.period].start_ms) for rule in rules]
+        for index, (rule, cell, amount) in enumerate(zip(rules, cells, amounts, strict=True)):
+            if rule.hard and cell[_SETTLED] + cell[_HELD] + amount > rule.value:
+                return Taken([cell[_SETTLED] + cell[_HELD] for cell in cells], refused=index)
+        for cell, amount in zip(cells, amounts, strict=True):
+            cell[_HELD] += amount
+        used = [cell[_SETTLED] + cell[_HELD] for cell in cells]
+        return Taken(used, Hold(rules, tuple([cell[_START] for cell in cells]), amounts))
+
+    def settle(self, hold: Hold, spent: Sequence[int]) -> None:
+        """Gives back what was held and counts what was spent; nothing, in a window that is over."""
+        for rule, start, amount, really in zip(hold.rules, hold.starts, hold.amounts, spent, strict=True):
+            cell = self._cells.get(rule.id)
+            if cell is not None and cell[_START] == start:
+                cell[_HELD] -= amount
+                cell[_SETTLED] += really
+
+    def seed(self, rule: LimitRule, windows: Windows, spent: int) -> None:
+        """Sets what was spent before this start, unless the rule is counted already."""
+        if rule.id not in self._cells:
+            self._cells[rule.id] = [windows[rule.period].start_ms, spent, 0]
+
+    def know(self, rule: LimitRule, start_ms: int, used: int) -> None:
+        """Takes over what another has counted: this process's own count goes on from there if it must."""
+        self._cells[rule.id] = [start_ms, used, 0]
+
+    def used(self, rule: LimitRule, windows: Windows) -> Used:
+        """Returns how one limit stands."""
+        cell = cell_of(self._cells, rule, windows[rule.period].start_ms)
+        return Used(cell[_SETTLED], cell[_HELD])
+
+    def forget(self, rule_id: str) -> None:
+        """Drops a limit that was removed."""
+        self._cells.pop(rule_id, None)
