@@ -27,6 +27,8 @@ from passerelle.engines.tgi import TgiEngine
 from passerelle.engines.transport import Transport
 from passerelle.engines.vllm_legacy import VllmLegacyEngine
 from passerelle.faces.admin.router import RouterFace
+from passerelle.faces.anthropic.endpoints import AnthropicFace
+from passerelle.faces.calls import Calls
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.openai import errors
@@ -133,12 +135,12 @@ class Passerelle:
         self.authenticator.on_revoked(self.gateway.end_calls_of)
 
         # Faces
+        calls = Calls(self.gateway, self.catalog, request_timeout_s=settings.server.request_timeout_s)
         table = RouteTable(
             routes(
                 Faces(
-                    openai=OpenAIFace(
-                        self.gateway, self.catalog, self.windows.of, request_timeout_s=settings.server.request_timeout_s
-                    ),
+                    openai=OpenAIFace(calls, self.catalog, self.windows.of),
+                    anthropic=AnthropicFace(calls),
                     health=HealthFace(
                         self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
                     ),

@@ -15,10 +15,13 @@ class Client(Protocol):
     Either ``respond`` once, or ``begin``, ``write`` any number of times and then ``end`` or ``abort``.
     """
 
-    gone: bool
-    """The caller has left; writes go nowhere."""
-    started: bool
-    """A head was sent: it is too late for an error status."""
+    @property
+    def gone(self) -> bool:
+        """The caller has left; writes go nowhere."""
+
+    @property
+    def started(self) -> bool:
+        """A head was sent: it is too late for an error status."""
 
     def on_gone(self, callback: Callable[[], object]) -> None:
         """Calls back once when the caller leaves; at once if that has happened. A new callback replaces the old one."""

@@ -72,6 +72,8 @@ class Route:
     path: str
     scope: Scope | AnyKey | None
     endpoint: Endpoint
+    render_error: RenderError | None = None
+    """The envelope of the route's face; None for the usual one."""
 
 
 Identify = Callable[[Headers, str | None], Principal | Awaitable[Principal]]
@@ -147,10 +149,14 @@ class Dispatcher:
     async def __call__(self, exchange: Exchange) -> None:
         """Answers one request; raises nothing but CancelledError."""
         request_id = self._request_id(exchange.headers)
+        render = self._render_error
         try:
-            await self._run(exchange, request_id)
+            check_host(exchange.headers, self._trusted_hosts)
+            route, parameters = self.table.match(exchange.method, exchange.path)
+            render = route.render_error or render
+            await self._run(route, Context(exchange, request_id, None, 0.0, parameters, self._trusted_proxies))
         except PasserelleError as error:
-            await self._answer(exchange, error, request_id)
+            await self._answer(exchange, error, request_id, render)
         except ClientGone:
             pass
         except asyncio.CancelledError:
@@ -158,12 +164,10 @@ class Dispatcher:
         except Exception:  # a defect of ours becomes a 500, never a dead connection
             logger.exception("unexpected error", extra={"request_id": request_id})
             defect = Internal("Something went wrong on our side; report the request id to the operator.")
-            await self._answer(exchange, defect, request_id)
+            await self._answer(exchange, defect, request_id, render)
 
-    async def _run(self, exchange: Exchange, request_id: str) -> None:
-        check_host(exchange.headers, self._trusted_hosts)
-        route, parameters = self.table.match(exchange.method, exchange.path)
-        context = Context(exchange, request_id, None, 0.0, parameters, self._trusted_proxies)
+    async def _run(self, route: Route, context: Context) -> None:
+        exchange = context.exchange
         if route.scope is not None:
             started = self._now()
             found = self._identify(exchange.headers, exchange.peer)
@@ -189,14 +193,14 @@ class Dispatcher:
                 return text
         return self._request_ids.next()
 
-    async def _answer(self, exchange: Exchange, error: PasserelleError, request_id: str) -> None:
+    async def _answer(self, exchange: Exchange, error: PasserelleError, request_id: str, render: RenderError) -> None:
         client = exchange.client
         if client.gone:
             return
         if client.started:
             client.abort()
             return
-        status, headers, body = self._render_error(error, request_id)
+        status, headers, body = render(error, request_id)
         await client.respond(status, headers, body)
 
 

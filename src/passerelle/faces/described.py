@@ -71,12 +71,16 @@ class Described:
     """What a 503 of this route says, for those whose 503 is an answer and no error."""
     content_type: str = "text/plain"
     """Of an answer that is no JSON."""
+    error_answer: Structure = ErrorAnswer
+    """The envelope of its errors."""
 
 
 def described_schemas(routes: Iterable[Described]) -> dict[str, Any]:
     """Returns the schemas of all structures."""
-    structures = [each for route in routes for each in (route.answer, route.body) if each is not None]
-    return msgspec.json.schema_components([*structures, ErrorAnswer], ref_template=_TEMPLATE)[1]
+    structures = [
+        each for route in routes for each in (route.answer, route.body, route.error_answer) if each is not None
+    ]
+    return msgspec.json.schema_components(structures, ref_template=_TEMPLATE)[1]
 
 
 def described_paths(routes: Iterable[Described]) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _operation(route: Described) -> dict[str, Any]:
     else:
         operation["description"] = f"Needs a key with the scope `{route.scope.value}` (or `admin`)."
     for status, why in sorted((_usual_errors(route, names) | dict(route.errors)).items()):
-        operation["responses"][str(status)] = _answer(why, ErrorAnswer)
+        operation["responses"][str(status)] = _answer(why, route.error_answer)
     if route.unavailable is not None:
         operation["responses"]["503"] = _answer(route.unavailable, route.answer)
     parameters = [_path_parameter(name) for name in names] + [_parameter(each) for each in route.parameters]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from passerelle.domain.principal import Scope
+from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.described import Described, described_paths, described_schemas
 
 
@@ -139,7 +140,10 @@ _ROUTES = (
     ),
 )
 
-DESCRIBED: tuple[Described, ...] = (*_ROUTES,)
+DESCRIBED: tuple[Described, ...] = (
+    *_ROUTES,
+    *ANTHROPIC,
+)
 """Every route but OpenAI's and the documentation's own; a face adds its own tuple here."""
 
 

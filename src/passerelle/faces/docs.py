@@ -46,10 +46,11 @@ One front door for an organisation's own language models. Send your key as a bea
 (`Authorization: Bearer sk-pas-…`), or as `x-api-key`.
 
 Each of OpenAI's routes is there with `/v1` and without it. An `x-request-id` is taken from the request, or made, and
-is echoed. Every error has OpenAI's envelope.
+is echoed. Every error has OpenAI's envelope; on the routes of another dialect, that dialect's.
 """
 _TAGS = [
     {"name": "OpenAI", "description": "What OpenAI's clients call. Needs a key with the scope `inference`."},
+    {"name": "Anthropic", "description": "What Anthropic's clients call."},
     {"name": "Health", "description": "For supervisors and monitoring."},
     {"name": "Router", "description": "Targets and queues, for operators."},
 ]

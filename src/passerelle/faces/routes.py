@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import Route, RouteTable
 from passerelle.faces.admin.router import RouterFace
+from passerelle.faces.anthropic import errors as anthropic_errors
+from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.openai.endpoints import OpenAIFace
@@ -19,6 +21,7 @@ class Faces:
     """Whose endpoints the routes lead to."""
 
     openai: OpenAIFace
+    anthropic: AnthropicFace
     health: HealthFace
     router: RouterFace
     docs: DocsFace
@@ -49,6 +52,11 @@ def routes(faces: Faces) -> list[Route]:
             Route("POST", f"{prefix}/tokenize", Scope.INFERENCE, openai.tokenize),
             Route("POST", f"{prefix}/detokenize", Scope.INFERENCE, openai.detokenize),
         ]
+    anthropic, render = faces.anthropic, anthropic_errors.render
+    table += [
+        Route("POST", "/v1/messages", Scope.INFERENCE, anthropic.message, render),
+        Route("POST", "/v1/messages/count_tokens", Scope.INFERENCE, anthropic.count, render),
+    ]
     return table
 
 

@@ -10,28 +10,19 @@ from passerelle.domain.errors import ModelNotFound
 from passerelle.domain.model import Model
 from passerelle.domain.request import Request
 from passerelle.edge.dispatch import Context, Endpoint
+from passerelle.faces.calls import Calls
 from passerelle.faces.openai import models, wire
-from passerelle.gateway.call import Call, Timings
-from passerelle.gateway.gateway import Gateway
 
 JSON: Headers = [(b"content-type", b"application/json")]
 
 
 class OpenAIFace:
-    """The endpoints. ``window`` knows models' context windows; ``request_timeout_s`` is a call's overall deadline."""
+    """The endpoints. ``window`` knows models' context windows."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        catalog: Catalog,
-        window: Callable[[Model], int | None],
-        *,
-        request_timeout_s: float,
-    ) -> None:
-        self._gateway = gateway
+    def __init__(self, calls: Calls, catalog: Catalog, window: Callable[[Model], int | None]) -> None:
+        self._calls = calls
         self._window = window
         self._catalog = catalog
-        self._request_timeout_s = request_timeout_s
         self.chat = self._endpoint(wire.parse_chat)
         self.completion = self._endpoint(wire.parse_completion)
         self.embedding = self._endpoint(wire.parse_embedding)
@@ -40,18 +31,7 @@ class OpenAIFace:
 
     def _endpoint(self, parse: Callable[[bytes], Request]) -> Endpoint:
         async def endpoint(context: Context) -> None:
-            exchange = context.exchange
-            request = parse(await exchange.body())
-            call = Call(
-                request_id=context.request_id,
-                principal=context.caller,
-                request=request,
-                snapshot=self._catalog.current,
-                arrived=exchange.arrived,
-                deadline=exchange.arrived + self._request_timeout_s,
-                timings=Timings(auth_s=context.auth_s),
-            )
-            await self._gateway.handle(call, exchange.client)
+            await self._calls.run(context, parse(await context.exchange.body()))
 
         return endpoint
 
