@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from passerelle.catalog.compile import CATALOG_KEYS, examine
 from passerelle.catalog.document import Document
+from passerelle.catalog.guardrails import GuardrailSection, read_guardrails
 from passerelle.catalog.holder import Reloaded
 from passerelle.catalog.node import Entry, Scalar
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem
@@ -24,6 +25,8 @@ from passerelle.catalog.schema import SECONDS, ModelSection, Word
 from passerelle.catalog.shape import Section, Shaper
 from passerelle.catalog.snapshot import Snapshot
 from passerelle.catalog.sources import gather
+from passerelle.domain.model import Model
+from passerelle.guardrails.guardrail import CompiledGuardrails, compile_guardrail
 
 BYTES = {"unit": "bytes"}
 _BYTE, _GROUP = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)", "[0-9A-Fa-f]{1,4}"
@@ -143,6 +146,22 @@ class HealthSection(Section, frozen=True, kw_only=True):
     probe_timeout_s: Annotated[float, Meta(gt=0, le=600, description="For one probe.", extra=SECONDS)] = 2.0
 
 
+class ServicesSection(Section, frozen=True, kw_only=True):
+    """Where declarative services are."""
+
+    folder: (
+        Annotated[
+            Word,
+            Meta(
+                description="The folder that holds `services/` and `prompts/`, or `.hydra-conf/`; relative to the "
+                "configuration file. Beside that file when left out."
+            ),
+        ]
+        | None
+    ) = None
+    prompts: Annotated[Word, Meta(description="The folder of prompts, where it is elsewhere.")] | None = None
+
+
 class LoggingSection(Section, frozen=True, kw_only=True):
     """What is written to standard error."""
 
@@ -172,6 +191,7 @@ class Keys(Section, frozen=True, kw_only=True):
         RetrySection, Meta(description="Further attempts after a target failed before its first byte.")
     ] = RetrySection()
     health: Annotated[HealthSection, Meta(description="When a target is left alone.")] = HealthSection()
+    services: Annotated[ServicesSection, Meta(description="Where declarative services are.")] = ServicesSection()
     logging: Annotated[LoggingSection, Meta(description="What is written to standard error.")] = LoggingSection()
 
 
@@ -181,6 +201,10 @@ class ConfigurationFile(Keys, frozen=True, kw_only=True):
     models: Annotated[
         tuple[ModelSection, ...],
         Meta(description="The models that are served; the embedded ones when this key is left out."),
+    ] = ()
+    guardrails: Annotated[
+        tuple[GuardrailSection, ...],
+        Meta(description="Checks that calls pass before and after the model: [guardrails.md](guardrails.md)."),
     ] = ()
     models_file: (
         Annotated[
@@ -232,7 +256,20 @@ def load_configuration(
     if keys is None or problems:
         raise ConfigurationError(problems, document.files)
     settings = Settings(home=home, **{name: getattr(keys, name) for name in Keys.__struct_fields__})
-    return Configuration(settings, Snapshot.of(models), config, document.files, MappingProxyType(dict(flags or {})))
+    snapshot = Snapshot.of(models)
+    if keys.guardrails:
+        snapshot = replace(snapshot, guardrails=_compile_guardrails(document, keys.guardrails, models))
+    return Configuration(settings, snapshot, config, document.files, MappingProxyType(dict(flags or {})))
+
+
+def _compile_guardrails(
+    document: Document, sections: tuple[GuardrailSection, ...], models: list[Model]
+) -> CompiledGuardrails:
+    """Returns the guardrails, and adds the files they were read from. Raises ConfigurationError."""
+    guardrails, problems = read_guardrails(document, sections, models, compile_guardrail)
+    if problems:
+        raise ConfigurationError(problems, document.files)
+    return CompiledGuardrails(guardrails)
 
 
 def load_settings(
@@ -245,6 +282,11 @@ def load_settings(
 def from_process(config: Path | None = None, flags: Mapping[str, object] | None = None) -> Configuration:
     """Returns the configuration of this process, from its own environment. Raises ConfigurationError."""
     return load_configuration(config, dict(os.environ), flags)
+
+
+def process_environ() -> dict[str, str]:
+    """Returns the environment of this process, for a command that reads files with variables in them."""
+    return dict(os.environ)
 
 
 def find_home(environ: Mapping[str, str], given: object = None) -> Path:

@@ -86,6 +86,15 @@ class GuardrailRule:
     files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
 
+class RuleError(ValueError):
+    """A rule cannot be used. ``key`` is the one to change; the message never quotes a text or an expression."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.message = message
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What one guardrail found in one call. ``finds`` is how many; the texts are told to nobody."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from passerelle.domain.guardrail import Action, Check, Guardrail, GuardrailRule, OnFind, TextGuard
+from passerelle.domain.guardrail import Action, Check, Guardrail, GuardrailRule, OnFind, RuleError, TextGuard
 from passerelle.domain.principal import Principal
 from passerelle.guardrails.expression import ExpressionError
 from passerelle.guardrails.finder import Finder
@@ -16,15 +16,6 @@ from passerelle.guardrails.whitelist import RULES, Whitelist
 from passerelle.guardrails.words import find_words
 
 MASK = "[MASKED]"
-
-
-class RuleError(ValueError):
-    """A rule cannot be used. ``key`` is the one to change; the message never quotes a text or an expression."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +96,15 @@ def compile_guardrail(rule: GuardrailRule) -> CompiledGuardrail:
     return CompiledGuardrail(rule, _COMPILERS[rule.check](rule))
 
 
+def _mask(rule: GuardrailRule) -> str:
+    return MASK if rule.replacement is None else rule.replacement
+
+
 def _compile_pattern(rule: GuardrailRule) -> tuple[Finder, ...]:
     if rule.pattern is None:
         raise RuleError("pattern", "the check 'pattern' needs an expression")
     try:
-        return find_pattern(rule.pattern, rule.replacement or MASK, ignore_case=rule.ignore_case)
+        return find_pattern(rule.pattern, _mask(rule), ignore_case=rule.ignore_case)
     except ExpressionError as error:
         raise RuleError("pattern", f"the expression cannot be used: {error}") from None
 
@@ -126,7 +121,7 @@ def _compile_words(rule: GuardrailRule) -> tuple[Finder, ...]:
     if not words:
         raise RuleError(key, "the check 'words' needs at least one word")
     try:
-        return find_words(words, rule.replacement or MASK)
+        return find_words(words, _mask(rule))
     except ExpressionError as error:
         raise RuleError(key, f"the words cannot be used: {error}") from None
 
