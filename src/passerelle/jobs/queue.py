@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, or_, select
 
 from passerelle.domain.principal import Principal
+from passerelle.jobs.events import JobEvents
 from passerelle.jobs.failpoint import Failpoint
 from passerelle.jobs.job import Claim, JobError, JobState
 from passerelle.jobs.retry import BackOff, Failure, again_or_dead
@@ -55,6 +56,7 @@ class JobQueue:
         self.rules = rules
         self.failpoint = failpoint or Failpoint()
         self.signals = Signals(database)
+        self.events = JobEvents(database, self.signals)
         self.writes = Writes(database, self.signals, self.failpoint)
         self._statements = Statements(database.is_sqlite)
 
@@ -76,6 +78,7 @@ class JobQueue:
 
     async def aclose(self) -> None:
         """Stops hearing, and returns when everything is written."""
+        await self.events.aclose()
         await self.signals.aclose()
         await self.writes.aclose()
 

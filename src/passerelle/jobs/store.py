@@ -80,7 +80,7 @@ class JobStore:
         key_id: str,
         user: str | None = None,
     ) -> None:
-        self._database = database
+        self._database = database.of(organisation)
         self._writes = writes
         self._signals = signals
         self._organisation = organisation
