@@ -140,6 +140,19 @@ def find_folders(root: Path) -> ServiceFolders:
     return ServiceFolders(root / "services", root / "prompts")
 
 
+def folders_for(folder: str | None, prompts: str | None, config: Path | None, home: Path) -> ServiceFolders:
+    """Returns the folders that settings name, relative to the configuration file ``config``.
+
+    Without ``folder``: where that file is; without a file the working folder if it has services, else ``home``.
+    """
+    beside = config.parent if config is not None else Path()
+    root = beside / folder if folder is not None else beside
+    if folder is None and config is None and not any((root / name).is_dir() for name in ("services", ".hydra-conf")):
+        root = home
+    found = find_folders(root)
+    return found if prompts is None else replace(found, prompts=beside / prompts)
+
+
 class ServiceLoader:
     """Reads the folders; what did not change since the last time is not read again. One thread at a time."""
 

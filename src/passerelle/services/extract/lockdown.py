@@ -22,9 +22,9 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _SIGKILL = 9
 
-# read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn ioctl sched_yield mremap
-# madvise getpid exit fcntl getrusage sysinfo sigaltstack gettid futex sched_getaffinity restart_syscall clock_gettime
-# clock_nanosleep exit_group tgkill newfstatat getrandom membarrier rseq
+# read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn ioctl sched_yield
+# mremap madvise getpid exit fcntl getrusage sysinfo sigaltstack gettid futex sched_getaffinity restart_syscall
+# clock_gettime clock_nanosleep exit_group tgkill newfstatat getrandom membarrier rseq
 _X86_64 = (
     """0 1 3 5 8 9 10 11 12 13 14 15 16 24 25 28 39 60 72 98 99 131 186 202 204 219 228 230 231 234 262 318 324 334"""
 )
