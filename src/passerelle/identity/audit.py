@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, Select, insert, select, update
+from sqlalchemy import RowMapping, Select, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.principal import Principal
@@ -61,6 +61,8 @@ _SECRET_VALUES = re.compile(
     r"sk-[A-Za-z0-9_\-]{16,}|eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*|\$argon2[a-z]*\$\S+"
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_GET_TENANT = text("SELECT current_setting('passerelle.organisation', true)")
+_SET_TENANT = text("SELECT set_config('passerelle.organisation', :tenant, true)")
 _COLUMNS = tuple(column.name for column in audit.columns if column.name not in ("previous", "digest"))
 
 
@@ -145,6 +147,7 @@ async def append(
     ``action`` reads ``noun.verb`` (``key.revoke``). Call it last: it locks the log until the transaction ends, and
     every transaction must take the sequence "keys" before this one. Raises StorageError.
     """
+    tenant = await _widen(connection)
     await connection.execute(update(sequences).where(sequences.c.name == "audit").values(value=sequences.c.value + 1))
     number = int((await connection.execute(select(sequences.c.value).where(sequences.c.name == "audit"))).scalar_one())
     last = (await connection.execute(select(audit.c.digest).where(audit.c.number == number - 1))).scalar_one_or_none()
@@ -165,6 +168,20 @@ async def append(
         "after": _state(after),
     }
     await connection.execute(insert(audit).values(**row, previous=previous, digest=_digest(previous, row)))
+    if tenant is not None:
+        await connection.execute(_SET_TENANT, {"tenant": tenant})
+
+
+async def _widen(connection: AsyncConnection) -> str | None:
+    """Lets the transaction see the last entry, which may be another tenant's; returns who the tenant was.
+
+    Only PostgreSQL has that fence between tenants: the setting its policies read, see `passerelle.storage.engine`.
+    """
+    if connection.dialect.name != "postgresql":
+        return None
+    tenant = (await connection.execute(_GET_TENANT)).scalar_one()
+    await connection.execute(_SET_TENANT, {"tenant": EVERYWHERE})
+    return str(tenant or "")
 
 
 class AuditLog:
@@ -318,11 +335,11 @@ def _hides(name: str, value: Any) -> bool:
 def _state(value: Mapping[str, Any] | None) -> str | None:
     if value is None:
         return None
-    text = _canonical(shown(value))
-    size = len(text.encode())
+    state = _canonical(shown(value))
+    size = len(state.encode())
     if size <= MAX_STATE_BYTES:
-        return text
-    return _canonical({"bytes": size, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+        return state
+    return _canonical({"bytes": size, "sha256": hashlib.sha256(state.encode()).hexdigest()})
 
 
 def _canonical(value: Any) -> str:
@@ -334,10 +351,10 @@ def _digest(previous: bytes, row: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(previous + _canonical([row[name] for name in _COLUMNS]).encode()).digest()
 
 
-def _storable(text: str) -> str:
+def _storable(words: str) -> str:
     """What both databases take: no NUL, no half of a surrogate pair, no more than a line's worth; nothing secret."""
-    text = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[:1000]
-    return _SECRET_VALUES.sub(REMOVED, text)
+    words = words.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[:1000]
+    return _SECRET_VALUES.sub(REMOVED, words)
 
 
 def _fault(row: RowMapping, number: int, previous: bytes, remembered: Head | None) -> str | None:

@@ -151,6 +151,19 @@ revoked_tokens = Table(
     Index("ix_revoked_tokens_expires_at_ms", "expires_at_ms"),
 )
 
+attempts = Table(
+    "attempts",
+    metadata,
+    # SHA-256 of what is throttled: an account's name, an address.
+    Column("subject", LargeBinary(32), primary_key=True),
+    # Attempts that did not succeed since the last that did.
+    Column("count", Integer, nullable=False),
+    Column("last_at_ms", BigInteger, nullable=False),
+    # No further attempt before.
+    Column("until_ms", BigInteger, nullable=False),
+    Index("ix_attempts_last_at_ms", "last_at_ms"),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -88,6 +88,15 @@ def _organisations() -> None:
 
 def _sessions() -> None:
     op.create_table(
+        "attempts",
+        sa.Column("subject", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("last_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("until_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("subject", name="pk_attempts"),
+    )
+    op.create_index("ix_attempts_last_at_ms", "attempts", ["last_at_ms"])
+    op.create_table(
         "revoked_tokens",
         sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
         sa.Column("expires_at_ms", sa.BigInteger(), nullable=False),
