@@ -59,10 +59,10 @@ unknown keys, tags (`!…`), a second document, nesting past 64 levels, files pa
 
 ## While running
 
-The files are watched. A change is checked as a whole and then replaces the models and guardrails at once; requests that run keep the
-models they began with. A configuration with a problem changes nothing: what served goes on, and the problem is shown
-with its line. All keys outside `models`, `models_file` and `guardrails` are read at start; a change there is reported as
-waiting for a restart.
+The files are watched. A change is checked as a whole and then replaces models and guardrails at once; requests that run
+keep those they began with. A configuration with a problem changes nothing: what served goes on, and the problem is
+shown with its line. All keys outside `models`, `models_file` and `guardrails` are read at start; a change there is
+reported as waiting for a restart.
 """
 
 _ROUTING = """\
