@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from passerelle.domain.client import Client
@@ -11,9 +12,11 @@ from passerelle.domain.errors import (
     BadRequest,
     ContextTooLong,
     Forbidden,
+    LimitReached,
     ModelNotFound,
     Overloaded,
     PasserelleError,
+    QuotaExhausted,
     RateLimited,
     Unauthenticated,
     Unavailable,
@@ -26,6 +29,8 @@ from passerelle.gateway.admit import Admission
 from passerelle.gateway.attempt import Attempts, StreamBroken
 from passerelle.gateway.call import Call
 from passerelle.gateway.context import ContextAdmission
+from passerelle.gateway.guard import Guard
+from passerelle.gateway.limits import Reservations
 from passerelle.gateway.settle import Settlement
 from passerelle.gateway.targets import Fleet
 from passerelle.telemetry.metrics import Metrics
@@ -46,6 +51,8 @@ class Gateway:
         settlement: Settlement,
         metrics: Metrics,
         render_stream_error: RenderStreamError,
+        guard: Guard | None = None,
+        reservations: Reservations | None = None,
     ) -> None:
         self._fleet = fleet
         self._context = context
@@ -54,6 +61,8 @@ class Gateway:
         self._settlement = settlement
         self._metrics = metrics
         self._render_stream_error = render_stream_error
+        self._guard = guard or Guard(metrics)
+        self._reservations = reservations
         self._running: dict[str, dict[asyncio.Task[Any], Call]] = {}
         """Calls under way, by key and task."""
 
@@ -122,10 +131,19 @@ class Gateway:
         pool = self._fleet.pool(model.name)
         if pool is None:
             raise Unavailable(f"The model '{model.name}' is being removed; retry with another.")
+        guardrails = call.snapshot.guardrails
+        guarded = None if guardrails is None else await self._guard.enter(guardrails, call, model)
         await self._context.check(call, model, pool)
+        if self._reservations is not None:
+            pending = self._reservations.reserve(call, model, pool)
+            if pending is not None:
+                await pending
         lease = await self._admission.admit(call, pool, client)
         try:
-            await self._attempts.run(call, pool, client)
+            if guarded is None:
+                await self._attempts.run(call, pool, client)
+            else:
+                await guarded.run(client, partial(self._attempts.run, call, pool))
         finally:
             lease.release()
 
@@ -181,6 +199,8 @@ def fallback_reason(error: PasserelleError) -> str | None:
     """Returns why another model may answer instead (context, overload, error), None when none could do better."""
     if isinstance(error, ContextTooLong):
         return "context"
+    if isinstance(error, LimitReached | QuotaExhausted):
+        return None  # the caller's own limits hold for every model
     if isinstance(error, Overloaded | RateLimited):
         return "overload"
     return "error" if error.status in (502, 503, 504) else None

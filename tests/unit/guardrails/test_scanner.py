@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -33,7 +34,7 @@ TEXTS = st.text("abc ", max_size=24)
 def cut(text: str, places: list[int]) -> list[str]:
     """Returns the text cut at these places."""
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def leftmost_longest(expression: str, text: str) -> str:
