@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.storage.engine import SQLITE_BUSY_TIMEOUT_S, Database, StorageError, StorageRejected, StorageUnavailable
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest version here; a test holds it against the version files."""
 
 _FOLDER = Path(__file__).parent
@@ -32,7 +32,7 @@ async def upgrade(database: Database) -> bool:
         return False
     if database.is_sqlite:
         await _switch_to_wal(database)
-    async with database.write() as connection:
+    async with database.write(as_owner=True) as connection:
         if not database.is_sqlite:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _POSTGRES_LOCK})
         found = await _version(connection) if await connection.run_sync(_has_version_table) else None

@@ -6,7 +6,7 @@ query without a tenant is never needed.
 
 from __future__ import annotations
 
-from passerelle.storage.tables.accounting import limits, prices, usage, usage_rollups
+from passerelle.storage.tables.accounting import limits, prices, usage, usage_rollups, watermarks
 from passerelle.storage.tables.base import metadata, secrets, sequences
 from passerelle.storage.tables.identity import (
     audit,
@@ -42,4 +42,5 @@ __all__ = [
     "usage",
     "usage_rollups",
     "users",
+    "watermarks",
 ]

@@ -50,6 +50,8 @@ usage = Table(
     Column("service", Text),
     Index("ix_usage_organisation_at_ms", "organisation", "at_ms"),
     Index("ix_usage_key_id_at_ms", "key_id", "at_ms"),
+    Index("ix_usage_at_ms", "at_ms"),
+    # On PostgreSQL there is a column more, `seq`, that counts the inserts, see accounting/rollup.py.
 )
 
 usage_rollups = Table(
@@ -64,6 +66,7 @@ usage_rollups = Table(
     Column("key_id", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("outcome", Text, nullable=False),
+    Column("service", Text, nullable=False, server_default=""),
     Column("calls", BigInteger, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
@@ -71,9 +74,28 @@ usage_rollups = Table(
     Column("cost_nano", BigInteger, nullable=False),
     Column("total_ms", Float, nullable=False),
     PrimaryKeyConstraint(
-        "period", "at_ms", "organisation", "project", "user_id", "key_id", "model", "outcome", name="pk_usage_rollups"
+        "period",
+        "at_ms",
+        "organisation",
+        "project",
+        "user_id",
+        "key_id",
+        "model",
+        "outcome",
+        "service",
+        name="pk_usage_rollups",
     ),
     Index("ix_usage_rollups_organisation_period_at_ms", "organisation", "period", "at_ms"),
+)
+
+watermarks = Table(
+    "watermarks",
+    metadata,
+    # How far some work on another table has come: "usage_rollups", "usage_purged".
+    Column("name", Text, primary_key=True),
+    # The last row it took in, and where that was in the order of inserts; or a time in milliseconds.
+    Column("row_id", Text),
+    Column("position", BigInteger, nullable=False),
 )
 
 prices = Table(
