@@ -107,6 +107,7 @@ class DirectExchange:
         "_received",
         "_resume",
         "_size",
+        "_write",
         "arrived",
         "chunked",
         "gone",
@@ -143,6 +144,7 @@ class DirectExchange:
         self._protocol = protocol
         self._keep_alive = keep_alive
         self._encoded = encoded
+        self._write = protocol.transport.write
         self._body: list[bytes] = []
         self._size = 0
         self._received = False
@@ -239,9 +241,7 @@ class DirectExchange:
         if self.gone:
             return
         self.started = True
-        self._protocol.transport.write(
-            b"%bcontent-length: %d\r\n\r\n%b" % (self._head(status, headers), len(body), body)
-        )
+        self._write(b"%bcontent-length: %d\r\n\r\n%b" % (self._head(status, headers), len(body), body))
         self._finish()
 
     def begin(self, status: int, headers: Headers) -> None:
@@ -251,21 +251,18 @@ class DirectExchange:
         if not self.chunked:
             self._keep_alive = False  # an HTTP/1.0 body ends with its connection
         end = b"transfer-encoding: chunked\r\n\r\n" if self.chunked else b"\r\n"
-        self._protocol.transport.write(self._head(status, headers) + end)
+        self._write(self._head(status, headers) + end)
 
     def write(self, data: bytes) -> None:
         if self.gone or not data:
             return
-        if self.chunked:
-            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            self._protocol.transport.write(data)
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
 
     async def end(self) -> None:
         if self.gone or self._complete:
             return
         if self.chunked:
-            self._protocol.transport.write(b"0\r\n\r\n")
+            self._write(b"0\r\n\r\n")
         self._finish()
 
     def abort(self) -> None:

@@ -72,7 +72,9 @@ class Attempts:
         failures: list[EngineError] = []
         started = time.monotonic()
         while True:
-            state = pool.pick(_hint(call), exclude=tried) if tried else pool.pick(_hint(call))
+            state = pool.only() if not tried else None
+            if state is None:
+                state = pool.pick(_hint(call), exclude=tried)
             if state is None:
                 state = await pool.pick_when_free(_hint(call), exclude=tried)
             if state is None:

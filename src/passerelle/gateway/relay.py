@@ -46,8 +46,8 @@ _ABSENT = msgspec.Raw()
 
 class _Document(msgspec.Struct):
     usage: _Usage | None = None
-    choices: msgspec.Raw = _ABSENT
-    data: msgspec.Raw = _ABSENT
+    choices: list[msgspec.Raw] | None = None
+    data: list[msgspec.Raw] | None = None
 
 
 class _Event(msgspec.Struct):
@@ -113,12 +113,10 @@ async def read_document(call: Call, reply: Reply) -> bytes:
 def _answers(document: _Document, operation: Operation) -> bool:
     """Whether the result is there: a list that is not empty. An error that came with 200 has none."""
     if operation in (Operation.CHAT, Operation.COMPLETION):
-        result = document.choices
-    elif operation is Operation.EMBEDDING:
-        result = document.data
-    else:
-        return True  # the engine has read these already
-    return len(result) > 2 and bytes(memoryview(result)[:1]) == b"["
+        return bool(document.choices)
+    if operation is Operation.EMBEDDING:
+        return bool(document.data)
+    return True  # the engine has read these already
 
 
 class StreamRelay:
@@ -143,6 +141,8 @@ class StreamRelay:
         self._finished = False
         self._aligner = EventAligner()
         self._rename = renaming(call)
+        self._plain = False
+        """Whether the next read may be passed on as it is: the answer has begun, and no part of an event waits."""
         self._wants_usage = request.wants_usage
         self._max_tokens = (request.max_tokens + RUNAWAY_SLACK_TOKENS) * request.n if request.max_tokens else None
         self._tail = b""
@@ -168,10 +168,10 @@ class StreamRelay:
 
     def _feed(self, chunk: bytes) -> None:
         """Takes bytes as they arrived, in an event-loop callback: it neither blocks nor raises."""
-        if self._done or self._fault is not None:
-            return
-        if self._rename is None and self.begun and chunk.startswith(_EVENT) and self._is_plain(chunk):
+        if self._plain and self._is_token(chunk):
             self._client.write(chunk)
+            return
+        if self._done or self._fault is not None:
             return
         try:
             block = self._aligner.feed(chunk)
@@ -180,15 +180,14 @@ class StreamRelay:
             return
         if block:
             self._relay(block)
+        self._plain = self.begun and self._rename is None and not self._aligner.holding and not self._done
 
-    def _is_plain(self, chunk: bytes) -> bool:
+    def _is_token(self, chunk: bytes) -> bool:
         """Whether a read is one whole event of one more token, and nothing else: most are, and go out as they came."""
-        if self._aligner.holding or chunk.find(b"\n") != len(chunk) - 2 or not chunk.endswith(b"\n\n"):
-            return False
-        if b'"finish_reason":null' not in chunk:
+        if not chunk.startswith(_EVENT) or chunk.find(b"\n") != len(chunk) - 2 or not chunk.endswith(b"\n\n"):
             return False
         text = chunk.find(b'"content":"')
-        if text < 0 or chunk[text + 11] == _QUOTE:
+        if text < 0 or chunk[text + 11] == _QUOTE or b'"finish_reason":null' not in chunk:
             return False
         try:
             parsed = _decode_event(chunk[6:-2])
@@ -265,6 +264,7 @@ class StreamRelay:
         return True
 
     def _break(self, reason: str) -> bool:
+        self._plain = False
         self._fault = EngineBroke(reason)
         self._reply.abort()
         return False

@@ -355,6 +355,13 @@ class Pool:
                 return some
         return None
 
+    def only(self) -> TargetState | None:
+        """Returns the one candidate when there is no choice and no slot to claim: what `pick` would, without a hint."""
+        if self.due != inf or self._crowded or len(self._tiers) != 1 or len(self._tiers[0]) != 1:
+            return None
+        state = self._tiers[0][0]
+        return state if state.cell is None or state.limit is None else None
+
     def pick(
         self,
         hint: RoutingHint,
