@@ -22,7 +22,7 @@ from passerelle.storage.tables import job_events, jobs
 
 LOOK_S = 0.5
 """How often followed jobs are looked at for events of other processes, where nobody tells of them."""
-TOLD_LOOK_S = 5.0
+TOLD_LOOK_S = 2.0
 WINDOW = 512
 """Events of a followed job that are kept in memory."""
 _PAGE = 500
@@ -149,8 +149,7 @@ class JobEvents:
             try:
                 if topic.seen < 0:
                     await self._find_start(topic)
-                while events := await self._page(topic.job_id, topic.seen):
-                    topic.add(events)
+                await self._fetch(topic)
             except StorageError as error:
                 _log.warning("events of %s could not be read: %s", topic.job_id, error.message)
                 await asyncio.sleep(LOOK_S)
@@ -163,6 +162,17 @@ class JobEvents:
         topic.seen = max(0, (last or 0) - WINDOW)
         topic.closed = last is None
         topic.tell()
+
+    async def _fetch(self, topic: _Topic) -> None:
+        """Takes in what is new; finding nothing after a signal, it asks whether the job is still there."""
+        full = True
+        while full:
+            events = await self._page(topic.job_id, topic.seen)
+            full = len(events) == _PAGE
+            if events:
+                topic.add(events)
+            else:
+                await self._look_at([topic])
 
     async def _page(self, job_id: str, since: int) -> Sequence[JobEvent]:
         self.reads += 1
@@ -188,6 +198,8 @@ class JobEvents:
         async with self._database.read() as connection:
             last = {row.id: row.last_seq for row in await connection.execute(query)}
         for topic in topics:
+            if topic.seen < 0:
+                continue  # its reader is about to find out
             if topic.job_id not in last:
                 topic.closed = True
                 topic.tell()

@@ -145,7 +145,7 @@ class JobQueue:
             late = (await connection.execute(self._statements.past_deadline, {"count": _REAPED_AT_ONCE})).all()
             expired = [_too_late(row.id, row.attempt) for row in late]
             settled |= await self.writes.settle_in(connection, expired, begun=False)
-        self.writes.tell_settled(settled)
+        self.writes.tell_settled(settled, {item.delay_ms for item in crashed})
         return len(settled)
 
     def _crash(self, job_id: str, attempt: int, tries: int, max_attempts: int) -> Settlement:

@@ -20,8 +20,6 @@ from passerelle.storage.engine import StorageError
 
 IDLE_LOOK_S = (0.1, 1.0)
 """How often an idle runner looks for jobs of other processes: at first, and in the end."""
-TOLD_LOOK_S = 5.0
-"""How often it looks where the database tells of new jobs."""
 _STOP_S = 10.0
 """What handlers get to end after they were asked to."""
 _log = logging.getLogger(__name__)
@@ -97,7 +95,7 @@ class LocalRunner:
                 if await self._claim():
                     look_s = IDLE_LOOK_S[0]
                 continue
-            if await self._sleep(TOLD_LOOK_S if self._queue.signals.across_processes else look_s):
+            if await self._sleep(look_s):
                 continue
             look_s = min(look_s * 2, IDLE_LOOK_S[1])
             if self._busy < self._concurrency:

@@ -263,6 +263,8 @@ class JobStore:
                     raise Conflict(
                         f"The job {job_id} is {job.state}: cancel it, then delete it.", code="job_not_finished"
                     )
+                await self._signals.send(connection, events=[job_id])
+        self._signals.tell_events([job_id])
 
     # Results
 

@@ -6,6 +6,7 @@ submitted can be claimed at once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,7 @@ class Writes:
         self._commit = GroupCommit(database, failpoint)
         self._touched: set[str] = set()
         self._ended: Mapping[tuple[str, int], tuple[JobState, int]] = {}
+        self._delays_ms: set[int] = set()
         self._begun: list[str] = []
         self._submits = Work(0, self._submit_all, self._queued)
         self._appends = Work(1, self._append_all, self._happened)
@@ -205,6 +207,7 @@ class Writes:
         self, connection: AsyncConnection, items: Sequence[Settlement]
     ) -> Sequence[JobState | Exception]:
         self._ended = settled = await self.settle_in(connection, items)
+        self._delays_ms = {item.delay_ms for item in items if item.delay_ms}
         return [
             settled[item.job_id, item.attempt][0] if (item.job_id, item.attempt) in settled else LeaseLost(item.job_id)
             for item in items
@@ -236,13 +239,17 @@ class Writes:
         return settled
 
     def _settled(self, _answers: Sequence[object]) -> None:
-        self.tell_settled(self._ended)
+        self.tell_settled(self._ended, self._delays_ms)
 
-    def tell_settled(self, settled: Mapping[tuple[str, int], tuple[JobState, int]]) -> None:
-        """Signals what `settle_in` did, once it is committed."""
+    def tell_settled(
+        self, settled: Mapping[tuple[str, int], tuple[JobState, int]], delays_ms: Iterable[int] = ()
+    ) -> None:
+        """Signals what `settle_in` did, once it is committed; and again when the delays of further tries are over."""
         self._signals.tell_events([job_id for job_id, _ in settled])
         if any(state is JobState.QUEUED for state, _ in settled.values()):
             self._signals.tell_queued()
+            for delay_ms in delays_ms:
+                asyncio.get_running_loop().call_later(delay_ms / 1000, self._signals.tell_queued)
 
     # Claims
 

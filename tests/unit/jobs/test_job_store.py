@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from passerelle.domain.errors import BadRequest, Conflict, NotFound, PasserelleError, PayloadTooLarge, Unavailable
+from passerelle.domain.errors import BadRequest, Conflict, NotFound, PayloadTooLarge, Unavailable
 from passerelle.domain.principal import Principal
 from passerelle.jobs.job import JobState, NewJob, Result
 from passerelle.jobs.queue import JobQueue
@@ -80,26 +80,25 @@ async def test_an_idempotency_key_makes_one_job(store: JobStore, other: JobStore
     assert (await other.submit(job)).id != together[0].id
 
 
-@pytest.mark.parametrize(
-    ("job", "error"),
-    [
-        (NewJob(kind="t", priority=101), BadRequest),
-        (NewJob(kind="t", max_attempts=0), BadRequest),
-        (NewJob(kind="t", weight=0), BadRequest),
-        (NewJob(kind="t", max_running=0), BadRequest),
-        (NewJob(kind="t", deadline_s=-1), BadRequest),
-        (NewJob(kind="t", retain_s=float("nan")), BadRequest),
-        (NewJob(kind="t", idempotency_key=""), BadRequest),
-        (NewJob(kind="t", idempotency_key="a\nb"), BadRequest),
-        (NewJob(kind="t", payload="\ud800"), BadRequest),
-        (NewJob(kind="t", payload="x" * (64 << 20)), PayloadTooLarge),
-    ],
-    ids=str,
-)
-async def test_what_cannot_be_a_job_is_refused(store: JobStore, job: NewJob, error: type[PasserelleError]) -> None:
+REFUSED = [
+    (NewJob(kind="t", priority=101), BadRequest),
+    (NewJob(kind="t", max_attempts=0), BadRequest),
+    (NewJob(kind="t", weight=0), BadRequest),
+    (NewJob(kind="t", max_running=0), BadRequest),
+    (NewJob(kind="t", deadline_s=-1), BadRequest),
+    (NewJob(kind="t", retain_s=float("nan")), BadRequest),
+    (NewJob(kind="t", idempotency_key=""), BadRequest),
+    (NewJob(kind="t", idempotency_key="a\nb"), BadRequest),
+    (NewJob(kind="t", payload="\ud800"), BadRequest),
+    (NewJob(kind="t", payload="x" * (64 << 20)), PayloadTooLarge),
+]
+
+
+async def test_what_cannot_be_a_job_is_refused(store: JobStore) -> None:
     """Numbers out of range, texts that no database takes and payloads past the limit are the caller's error."""
-    with pytest.raises(error):
-        await store.submit(job)
+    for job, error in REFUSED:
+        with pytest.raises(error):
+            await store.submit(job)
     assert await store.list() == []
 
 
@@ -132,19 +131,19 @@ CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
 async def test_another_tenants_job_is_as_if_it_were_not_there(
-    store: JobStore, other: JobStore, queue: JobQueue, name: str
+    store: JobStore, other: JobStore, queue: JobQueue
 ) -> None:
     """Every method says the same of another tenant's job as of none, and changes nothing."""
     await store.submit(NewJob(kind="t"))
     job_id = await finish(queue)
     missing = "job_" + "0" * 36
-    with pytest.raises(NotFound) as theirs:
-        await CALLS[name](other, job_id)
-    with pytest.raises(NotFound) as nobodys:
-        await CALLS[name](other, missing)
-    assert str(theirs.value).replace(job_id, "x") == str(nobodys.value).replace(missing, "x")
+    for name, call in CALLS.items():
+        with pytest.raises(NotFound) as theirs:
+            await call(other, job_id)
+        with pytest.raises(NotFound) as nobodys:
+            await call(other, missing)
+        assert str(theirs.value).replace(job_id, "x") == str(nobodys.value).replace(missing, "x"), name
     assert (await store.get(job_id)).state is JobState.SUCCEEDED
     assert len(await store.results(job_id)) == 1
 
