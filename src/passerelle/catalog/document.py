@@ -63,6 +63,15 @@ def read_document(path: Path, environ: Mapping[str, str]) -> Document:
     return Document(root, (path,), path.parent, modified, composer.problems)
 
 
+def read_text(path: Path) -> tuple[str, int]:
+    """Returns a file's text and the time it was modified, in seconds since the epoch. Raises ConfigurationError."""
+    data, modified = _read(path)
+    try:
+        return data.decode("utf-8-sig"), modified
+    except UnicodeDecodeError:
+        raise ConfigurationError([Problem(Mark(str(path)), "", "the file is not UTF-8 text")], (path,)) from None
+
+
 def _read(path: Path) -> tuple[bytes, int]:
     mark = Mark(str(path))
     try:

@@ -1,7 +1,8 @@
 """Gathers one document from where a configuration may be written: a file, the environment, options.
 
 The later wins: file, then ``PASSERELLE_SECTION__KEY`` variables, then options of the command line. Models come from
-``models``, and further ones from an Albert routing table (``models_file``) and from ``LLM_TABLE``.
+``models``, and further ones from an Albert routing table (``models_file``) and from ``LLM_TABLE``; or the file is
+OPEA's ``config.ini``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from passerelle.catalog.document import Document, read_document
 from passerelle.catalog.node import Entry, Node, Scalar, Series, Table, merged, node_of
+from passerelle.catalog.opea import is_opea, opea_document
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem
 from passerelle.catalog.routing import is_routing_table, llm_table, routed_models
 
@@ -33,7 +35,7 @@ def gather(config: Path | None, environ: Mapping[str, str], flags: Mapping[str, 
     Raises ConfigurationError when the file cannot be read as a whole.
     """
     if config is not None:
-        document = read_document(config, environ)
+        document = opea_document(config, environ) if is_opea(config) else read_document(config, environ)
     else:
         document = Document(Table(Mark("configuration")), created=int(time.time()))
     if config is not None and is_routing_table(config, document.root):

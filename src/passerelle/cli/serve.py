@@ -21,6 +21,9 @@ from passerelle.telemetry import logs
 
 def serve(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file.")] = None,
+    opea_config: Annotated[
+        Path | None, typer.Option(help="OPEA's config.ini, in place of a configuration file.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve requests.")] = None,
@@ -37,8 +40,10 @@ def serve(
     }
     environ = dict(os.environ)
     try:
-        configuration = load_configuration(config, environ, flags)
+        configuration = load_configuration(opea_config or config, environ, flags)
         settings = configuration.settings
+        if settings.logging.file is not None:
+            _log_to(Path(settings.logging.file))
         logs.configure(settings.logging.level, settings.logging.format)
         cache_home = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
         store = open_store(settings.home, cache_home)
@@ -49,6 +54,16 @@ def serve(
         raise typer.Exit(2) from None
     except (HomeUnusable, PortInUse, StorageError, ModelError, NotGguf) as error:
         print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _log_to(path: Path) -> None:
+    try:
+        logs.send_to(path)
+    except OSError as error:
+        print(
+            f"The log file {path} cannot be written ({error.strerror}): set logging.file to another.", file=sys.stderr
+        )
         raise typer.Exit(2) from None
 
 

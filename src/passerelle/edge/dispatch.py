@@ -36,6 +36,8 @@ class Context:
     auth_s: float = 0.0
     parameters: Mapping[str, str] = field(default_factory=dict)
     trusted_proxies: tuple[Network, ...] = ()
+    render_error: RenderError | None = None
+    """The envelope errors leave in; an endpoint that finds another dialect in the body sets it."""
 
     @property
     def address(self) -> str | None:
@@ -149,14 +151,15 @@ class Dispatcher:
     async def __call__(self, exchange: Exchange) -> None:
         """Answers one request; raises nothing but CancelledError."""
         request_id = self._request_id(exchange.headers)
-        render = self._render_error
+        context = Context(exchange, request_id, None, 0.0, {}, self._trusted_proxies, self._render_error)
         try:
             check_host(exchange.headers, self._trusted_hosts)
-            route, parameters = self.table.match(exchange.method, exchange.path)
-            render = route.render_error or render
-            await self._run(route, Context(exchange, request_id, None, 0.0, parameters, self._trusted_proxies))
+            route, context.parameters = self.table.match(exchange.method, exchange.path)
+            if route.render_error is not None:
+                context.render_error = route.render_error
+            await self._run(route, context)
         except PasserelleError as error:
-            await self._answer(exchange, error, request_id, render)
+            await self._answer(context, error)
         except ClientGone:
             pass
         except asyncio.CancelledError:
@@ -164,7 +167,7 @@ class Dispatcher:
         except Exception:  # a defect of ours becomes a 500, never a dead connection
             logger.exception("unexpected error", extra={"request_id": request_id})
             defect = Internal("Something went wrong on our side; report the request id to the operator.")
-            await self._answer(exchange, defect, request_id, render)
+            await self._answer(context, defect)
 
     async def _run(self, route: Route, context: Context) -> None:
         exchange = context.exchange
@@ -193,14 +196,15 @@ class Dispatcher:
                 return text
         return self._request_ids.next()
 
-    async def _answer(self, exchange: Exchange, error: PasserelleError, request_id: str, render: RenderError) -> None:
-        client = exchange.client
+    async def _answer(self, context: Context, error: PasserelleError) -> None:
+        client = context.exchange.client
         if client.gone:
             return
         if client.started:
             client.abort()
             return
-        status, headers, body = render(error, request_id)
+        render = context.render_error or self._render_error
+        status, headers, body = render(error, context.request_id)
         await client.respond(status, headers, body)
 
 

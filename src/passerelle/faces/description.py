@@ -13,6 +13,7 @@ import msgspec
 from passerelle.domain.principal import Scope
 from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.described import Described, described_paths, described_schemas
+from passerelle.faces.opea.described import OPEA
 
 
 class Health(msgspec.Struct, forbid_unknown_fields=True):
@@ -143,6 +144,7 @@ _ROUTES = (
 DESCRIBED: tuple[Described, ...] = (
     *_ROUTES,
     *ANTHROPIC,
+    *OPEA,
 )
 """Every route but OpenAI's and the documentation's own; a face adds its own tuple here."""
 

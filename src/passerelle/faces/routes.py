@@ -11,6 +11,7 @@ from passerelle.faces.anthropic import errors as anthropic_errors
 from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
+from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
 
 _DATA_PLANE = ("chat/completions", "completions", "embeddings", "tokenize", "detokenize")
@@ -22,6 +23,7 @@ class Faces:
 
     openai: OpenAIFace
     anthropic: AnthropicFace
+    opea: OpeaFace
     health: HealthFace
     router: RouterFace
     docs: DocsFace
@@ -56,6 +58,10 @@ def routes(faces: Faces) -> list[Route]:
     table += [
         Route("POST", "/v1/messages", Scope.INFERENCE, anthropic.message, render),
         Route("POST", "/v1/messages/count_tokens", Scope.INFERENCE, anthropic.count, render),
+    ]
+    table += [
+        Route("GET", "/v1/health_check", None, faces.opea.health),
+        Route("GET", "/v1/statistics", Scope.INFERENCE, faces.opea.statistics),
     ]
     return table
 

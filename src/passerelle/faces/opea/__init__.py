@@ -1,0 +1,1 @@
+"""OPEA's LLM microservice: ``query`` on ``/v1/chat/completions``, ``/v1/health_check``, ``/v1/statistics``."""
