@@ -71,9 +71,9 @@ class NewJob:
     """What to do. ``payload`` is anything that msgspec can write as JSON; ``kind`` names the handler.
 
     ``priority`` is from -100 to 100, greater is sooner. ``max_attempts`` None takes the queue's rule.
-    ``retain_s`` is how long it is kept after its end, None for ever. ``deadline_s`` is how long it may take in all,
-    from now. ``delay_s`` is how long it waits at least. ``max_running`` is how many jobs of this key may run at once,
-    None for any number. ``weight`` is the key's share when several keys wait.
+    ``retain_s`` is how long it is kept after its end, None for the queue's rule. ``deadline_s`` is how long it may
+    take in all, from now. ``delay_s`` is how long it waits at least. ``max_running`` is how many jobs of this key may
+    run at once, None for any number. ``weight`` is the key's share when several keys wait.
     ``subject`` is what it is about, for lists (a service's name); ``labels`` are the caller's own, ``webhook`` where to
     tell of its end: both are kept as they are.
     """

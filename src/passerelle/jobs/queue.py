@@ -31,13 +31,15 @@ class QueueRules:
     """How long a lease lasts and how often it is renewed, in seconds; how failed jobs are tried again.
 
     ``reap_s`` is how often lost leases are looked for, ``sweep_s`` how often jobs are deleted that were kept long
-    enough. ``cancel_s`` is how often a worker asks whether its jobs are cancelled, where nobody tells it.
+    enough, ``retain_s`` how long those are kept that say nothing of it, None for ever. ``cancel_s`` is how often a
+    worker asks whether its jobs are cancelled, where nobody tells it.
     """
 
     lease_s: float = 30.0
     heartbeat_s: float = 10.0
     reap_s: float = 5.0
     sweep_s: float = 60.0
+    retain_s: float | None = 30 * 86_400.0
     cancel_s: float = 1.0
     back_off: BackOff = field(default_factory=BackOff)
 
@@ -70,6 +72,7 @@ class JobQueue:
             project=principal.project,
             key_id=principal.key_id,
             user=principal.user,
+            retain_s=self.rules.retain_s,
         )
 
     async def start(self) -> None:
@@ -94,6 +97,13 @@ class JobQueue:
         query = select(jobs.c.id).where(jobs.c.state == QUEUED, jobs.c.available_at_ms <= NowMs()).limit(1)
         async with self.database.read() as connection:
             return (await connection.execute(query)).first() is not None
+
+    async def waiting(self, longer_than_s: float, count: int) -> list[str]:
+        """Returns the ids of the next ``count`` jobs that could have been claimed for so long and were not."""
+        due = (jobs.c.state == QUEUED, jobs.c.available_at_ms <= NowMs() - int(longer_than_s * 1000))
+        query = select(jobs.c.id).where(*due).order_by(jobs.c.urgency, jobs.c.turn, jobs.c.id).limit(count)
+        async with self.database.read() as connection:
+            return [row.id for row in await connection.execute(query)]
 
     async def renew(self, held: Sequence[tuple[str, int]]) -> dict[tuple[str, int], bool]:
         """Prolongs leases, given as job id and attempt. Returns those still held, and whether each is to stop."""
@@ -145,7 +155,7 @@ class JobQueue:
             late = (await connection.execute(self._statements.past_deadline, {"count": _REAPED_AT_ONCE})).all()
             expired = [_too_late(row.id, row.attempt) for row in late]
             settled |= await self.writes.settle_in(connection, expired, begun=False)
-        self.writes.tell_settled(settled, {item.delay_ms for item in crashed})
+        self.writes.tell_settled(settled, crashed)
         return len(settled)
 
     def _crash(self, job_id: str, attempt: int, tries: int, max_attempts: int) -> Settlement:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Collection
 from typing import Protocol
 
 from passerelle.jobs.context import Kinds
@@ -31,8 +32,11 @@ class Runner(Protocol):
     async def start(self) -> None:
         """Begins."""
 
+    def drain(self) -> None:
+        """Claims nothing more from now on."""
+
     async def stop(self, grace_s: float) -> None:
-        """Claims nothing more, lets what runs finish for ``grace_s`` seconds, gives the rest back, and returns."""
+        """Lets what runs finish for ``grace_s`` seconds, gives the rest back, and returns."""
 
 
 def worker_name(number: int = 0) -> str:
@@ -68,10 +72,14 @@ class LocalRunner:
             asyncio.create_task(Upkeep(self._queue).run(), name="keep jobs clean"),
         ]
 
-    async def stop(self, grace_s: float) -> None:
-        """See `Runner.stop`."""
+    def drain(self) -> None:
+        """See `Runner.drain`."""
         self._stopping = True
         self._wake()
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Runner.stop`."""
+        self.drain()
         if self._tasks:
             await asyncio.wait(self._tasks[:1])
             self._tasks[1].cancel()
@@ -83,7 +91,7 @@ class LocalRunner:
             await asyncio.wait(self._jobs, timeout=_STOP_S)
         await self._execution.aclose()
 
-    def _wake(self) -> None:
+    def _wake(self, _job_ids: Collection[str] = ()) -> None:
         self._may_be_more = True
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)

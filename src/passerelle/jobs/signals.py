@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from sqlalchemy import Text, bindparam, func, select
@@ -28,20 +28,20 @@ _NOTIFY = select(func.pg_notify(CHANNEL, bindparam("note", type_=Text)))
 class Signals:
     """Tells listeners in this process, and through PostgreSQL those in others.
 
-    ``on_queued()`` there may be something to claim; ``on_events(ids)`` these jobs have new events; ``on_cancel(id)``
-    somebody asked a running job to stop.
+    ``on_queued(ids)`` there may be something to claim, and these are some of it; ``on_events(ids)`` these jobs have
+    new events; ``on_cancel(id)`` somebody asked a running job to stop.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._queued: list[Callable[[], None]] = []
+        self._queued: list[Callable[[Collection[str]], None]] = []
         self._events: list[Callable[[Iterable[str]], None]] = []
         self._cancel: list[Callable[[str], None]] = []
         self._task: asyncio.Task[None] | None = None
         self.across_processes = False
         """Whether other processes' signals arrive here now."""
 
-    def on_queued(self, listener: Callable[[], None]) -> None:
+    def on_queued(self, listener: Callable[[Collection[str]], None]) -> None:
         """Adds a listener."""
         self._queued.append(listener)
 
@@ -53,10 +53,13 @@ class Signals:
         """Adds a listener."""
         self._cancel.append(listener)
 
-    def tell_queued(self) -> None:
-        """Says that there may be something to claim."""
+    def tell_queued(self, job_ids: Collection[str] = (), delay_ms: int = 0) -> None:
+        """Says that there may be something to claim, after ``delay_ms`` milliseconds."""
+        if delay_ms > 0:
+            asyncio.get_running_loop().call_later(delay_ms / 1000, self.tell_queued, job_ids)
+            return
         for listener in self._queued:
-            listener()
+            listener(job_ids)
 
     def tell_events(self, job_ids: Iterable[str]) -> None:
         """Says that these jobs have new events."""

@@ -63,7 +63,8 @@ def storage_answers() -> Iterator[None]:
 
 
 class JobStore:
-    """The jobs of one organisation and project. ``key_id`` and ``user`` are who submits.
+    """The jobs of one organisation and project. ``key_id`` and ``user`` are who submits; ``retain_s`` is how long
+    jobs are kept that say nothing of it, None for ever.
 
     Every method raises Unavailable when the database cannot be used now, and NotFound for a job of another tenant
     exactly as for one that is not there.
@@ -79,6 +80,7 @@ class JobStore:
         project: str,
         key_id: str,
         user: str | None = None,
+        retain_s: float | None = None,
     ) -> None:
         self._database = database.of(organisation)
         self._writes = writes
@@ -87,6 +89,7 @@ class JobStore:
         self._project = project
         self._key_id = key_id
         self._user = user
+        self._retain_s = retain_s
 
     # Submitting
 
@@ -119,7 +122,7 @@ class JobStore:
             "max_attempts": job.max_attempts or DEFAULT_MAX_ATTEMPTS,
             "delay_ms": int(job.delay_s * 1000),
             "deadline_ms": _milliseconds(job.deadline_s),
-            "retain_ms": _milliseconds(job.retain_s),
+            "retain_ms": _milliseconds(self._retain_s if job.retain_s is None else job.retain_s),
             "idempotency_key": key,
             "digest": None if key is None else _digest(job, payload),
             "replay_of": replay_of,

@@ -6,7 +6,6 @@ submitted can be claimed at once.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +100,8 @@ class Writes:
         self._commit = GroupCommit(database, failpoint)
         self._touched: set[str] = set()
         self._ended: Mapping[tuple[str, int], tuple[JobState, int]] = {}
-        self._delays_ms: set[int] = set()
+        self._delays_ms: Mapping[str, int] = {}
+        self._retried: Sequence[Settlement] = ()
         self._begun: list[str] = []
         self._submits = Work(0, self._submit_all, self._queued)
         self._appends = Work(1, self._append_all, self._happened)
@@ -147,6 +147,9 @@ class Writes:
             rows.append([turns[flow] if name == "turns" else values[name] for name, _ in SUBMITTED])
         made = (await connection.execute(self._statements.submit, rows_parameter(rows))).all()
         accepted = {row.id: Accepted(row.id, row.created_at_ms) for row in made}
+        self._delays_ms = {
+            item.values["id"]: item.values["delay_ms"] for item in items if item.values["id"] in accepted
+        }
         await self._add_events(connection, [(job_id, 1, EventType.QUEUED, "{}") for job_id in accepted])
         known = [item.values for item in items if item.values["id"] not in accepted]
         before = await self._find_submitted(connection, known) if known else {}
@@ -161,7 +164,15 @@ class Writes:
         return {(row.organisation, row.project, row.key_id, row.idempotency_key): row for row in found}
 
     def _queued(self, _answers: Sequence[object]) -> None:
-        self._signals.tell_queued()
+        self._tell_queued(self._delays_ms)
+
+    def _tell_queued(self, delays_ms: Mapping[str, int]) -> None:
+        """Signals queued jobs, each when its delay is over."""
+        together: dict[int, list[str]] = {}
+        for job_id, delay_ms in delays_ms.items():
+            together.setdefault(delay_ms, []).append(job_id)
+        for delay_ms, job_ids in together.items():
+            self._signals.tell_queued(job_ids, delay_ms)
 
     # Events and steps of running attempts
 
@@ -207,7 +218,7 @@ class Writes:
         self, connection: AsyncConnection, items: Sequence[Settlement]
     ) -> Sequence[JobState | Exception]:
         self._ended = settled = await self.settle_in(connection, items)
-        self._delays_ms = {item.delay_ms for item in items if item.delay_ms}
+        self._retried = items
         return [
             settled[item.job_id, item.attempt][0] if (item.job_id, item.attempt) in settled else LeaseLost(item.job_id)
             for item in items
@@ -239,17 +250,15 @@ class Writes:
         return settled
 
     def _settled(self, _answers: Sequence[object]) -> None:
-        self.tell_settled(self._ended, self._delays_ms)
+        self.tell_settled(self._ended, self._retried)
 
     def tell_settled(
-        self, settled: Mapping[tuple[str, int], tuple[JobState, int]], delays_ms: Iterable[int] = ()
+        self, settled: Mapping[tuple[str, int], tuple[JobState, int]], items: Iterable[Settlement]
     ) -> None:
-        """Signals what `settle_in` did, once it is committed; and again when the delays of further tries are over."""
+        """Signals what `settle_in` did, once it is committed."""
         self._signals.tell_events([job_id for job_id, _ in settled])
-        if any(state is JobState.QUEUED for state, _ in settled.values()):
-            self._signals.tell_queued()
-            for delay_ms in delays_ms:
-                asyncio.get_running_loop().call_later(delay_ms / 1000, self._signals.tell_queued)
+        again = [item for item in items if (item.job_id, item.attempt) in settled and item.state is JobState.QUEUED]
+        self._tell_queued({item.job_id: item.delay_ms for item in again})
 
     # Claims
 
