@@ -58,15 +58,16 @@ class Admission:
         """Returns the queues by model name."""
         return {name: queue for name, (_, queue) in self._queues.items()}
 
+    def admit_at_once(self, pool: Pool) -> Lease | None:
+        """Returns a lease, to be released when the answer is over; None when `admit` has to wait for one."""
+        return self.queue(pool).try_acquire()
+
     async def admit(self, call: Call, pool: Pool, client: Client) -> Lease:
         """Returns a lease, to be released when the answer is over.
 
         Raises Overloaded when there is no room or no turn in time, Unavailable when no target can be expected to serve.
         """
         queue = self.queue(pool)
-        lease = queue.try_acquire()
-        if lease is not None:
-            return lease
         if not pool.serving and not any(s.health.state is HealthState.STARTING for s in pool.members):
             raise pool.refusal()
         began = time.monotonic()

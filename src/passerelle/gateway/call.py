@@ -28,13 +28,12 @@ class Timings:
 
     def server_timing(self) -> bytes:
         """Returns the value of a ``Server-Timing`` header (W3C Server Timing), milliseconds."""
-        text = f"auth;dur={self.auth_s * 1e3:.2f}, queue;dur={self.queue_s * 1e3:.2f}"
+        text = b"auth;dur=%.2f, queue;dur=%.2f" % (self.auth_s * 1e3, self.queue_s * 1e3)
         if self.tokenise_s:
-            text += f", tokenise;dur={self.tokenise_s * 1e3:.2f}"
-        text += f", connect;dur={self.connect_s * 1e3:.2f}"
-        if self.first_byte_s is not None:
-            text += f", first_byte;dur={self.first_byte_s * 1e3:.2f}"
-        return text.encode()
+            text += b", tokenise;dur=%.2f" % (self.tokenise_s * 1e3)
+        if self.first_byte_s is None:
+            return text + b", connect;dur=%.2f" % (self.connect_s * 1e3)
+        return text + b", connect;dur=%.2f, first_byte;dur=%.2f" % (self.connect_s * 1e3, self.first_byte_s * 1e3)
 
 
 @dataclass(slots=True)

@@ -39,19 +39,25 @@ class ContextAdmission:
         self._engines = engines
         self._window = window
 
+    def fits(self, call: Call, model: Model) -> bool:
+        """Whether prompt and answer fit without a doubt, or cannot be counted; else `check` has to count."""
+        window, request = self._window(model), call.request
+        call.prompt_tokens = None
+        if window is None or request.operation not in COUNTED:
+            return True
+        if request.changes:
+            request.changes = {key: raw for key, raw in request.changes.items() if key not in MAX_TOKENS_FIELDS}
+        return _bound(request) + (request.max_tokens or 1) <= window
+
     async def check(self, call: Call, model: Model, pool: Pool) -> None:
         """Returns when prompt and answer fit, lowering ``max_tokens`` where the model's configuration allows that.
 
         Raises ContextTooLong, with the numbers. When the engine offers no tokenizer the engine itself decides later.
         """
         window, request = self._window(model), call.request
-        call.prompt_tokens = None
-        if window is None or request.operation not in COUNTED:
+        if window is None or self.fits(call, model):
             return
-        request.changes = {key: raw for key, raw in request.changes.items() if key not in MAX_TOKENS_FIELDS}
         wanted = request.max_tokens or 1
-        if _bound(request) + wanted <= window:
-            return
         tokens = await self.count(call, pool)
         if tokens is None or tokens + wanted <= window:
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 from passerelle.domain.client import Client
@@ -38,6 +40,9 @@ from passerelle.telemetry.metrics import Metrics
 RenderStreamError = Callable[[PasserelleError, str], bytes]
 """(error, request id) -> the event that ends a broken stream."""
 
+_ALARM_SLACK_S = 0.001
+"""Timers of the event loop may be this early."""
+
 
 class Gateway:
     """Takes a call from its arrival to its usage row. One for each process."""
@@ -65,6 +70,8 @@ class Gateway:
         self._reservations = reservations
         self._running: dict[str, dict[asyncio.Task[Any], Call]] = {}
         """Calls under way, by key and task."""
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = inf
 
     async def handle(self, call: Call, client: Client) -> None:
         """Answers the call and records how it ended, whatever happens.
@@ -74,8 +81,8 @@ class Gateway:
         task = asyncio.current_task()
         assert task is not None
         client.on_gone(task.cancel)
-        # One timer instead of asyncio.timeout: this is on every request's path.
-        deadline = asyncio.get_running_loop().call_later(max(0.0, call.remaining_s()), _expire, call, task)
+        if call.deadline < self._alarm_at:
+            self._set_alarm(call.deadline)
         running = self._running.setdefault(call.principal.key_id, {})
         running[task] = call
         try:
@@ -100,7 +107,6 @@ class Gateway:
             call.status = call.status or 499
             self._metrics.cancelled.labels(_phase(call)).inc()
         finally:
-            deadline.cancel()
             del running[task]
             if not running:
                 self._running.pop(call.principal.key_id, None)
@@ -133,12 +139,13 @@ class Gateway:
             raise Unavailable(f"The model '{model.name}' is being removed; retry with another.")
         guardrails = call.snapshot.guardrails
         guarded = None if guardrails is None else await self._guard.enter(guardrails, call, model)
-        await self._context.check(call, model, pool)
+        if not self._context.fits(call, model):
+            await self._context.check(call, model, pool)
         if self._reservations is not None:
             pending = self._reservations.reserve(call, model, pool)
             if pending is not None:
                 await pending
-        lease = await self._admission.admit(call, pool, client)
+        lease = self._admission.admit_at_once(pool) or await self._admission.admit(call, pool, client)
         try:
             if guarded is None:
                 await self._attempts.run(call, pool, client)
@@ -162,6 +169,29 @@ class Gateway:
         for task, call in self._running.get(key_id, {}).items():
             call.interruption = Unauthenticated("The key was revoked or has expired; use another.")
             task.cancel()
+
+    def _set_alarm(self, at: float) -> None:
+        """Sets the one timer for all deadlines (a timer for each call would cost more than finding its model)."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        """Interrupts the calls whose deadlines have passed."""
+        now, earliest = time.monotonic() + _ALARM_SLACK_S, inf
+        for calls in self._running.values():
+            for task, call in calls.items():
+                if call.deadline > now:
+                    earliest = min(earliest, call.deadline)
+                elif call.interruption is None:
+                    call.interruption = UpstreamTimeout(
+                        "The request was not answered within its deadline; retry later, or ask for less."
+                    )
+                    task.cancel()
+        self._alarm, self._alarm_at = None, inf
+        if earliest < inf:
+            self._set_alarm(earliest)
 
     async def _interrupt(self, call: Call, client: Client) -> None:
         """The deadline passed, the key was revoked, or the server stops and will not wait for this answer."""
@@ -214,13 +244,6 @@ def _fallback(call: Call, model: Model, reason: str, tried: set[str]) -> Model |
         if other is not None and other.name not in tried and call.principal.may_call(other.name):
             return other
     return None
-
-
-def _expire(call: Call, task: asyncio.Task[Any]) -> None:
-    call.interruption = UpstreamTimeout(
-        "The request was not answered within its deadline; retry later, or ask for less."
-    )
-    task.cancel()
 
 
 def _phase(call: Call) -> str:

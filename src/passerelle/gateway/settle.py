@@ -40,6 +40,7 @@ class Settlement:
         self._recorders = recorders
         self._now = now
         self._ids = IdSequence("call")
+        self._uncounted: list[UsageRow] = []
         self._meters: dict[tuple[str, str], CallMeters] = {}
 
     def settle(self, call: Call) -> None:
@@ -49,7 +50,6 @@ class Settlement:
             self._reservations.settle(call)
         total_s = self._now() - call.arrived
         model = call.model.name if call.model is not None else UNKNOWN_MODEL
-        self._count(call, model, total_s)
         first_byte_s = call.timings.first_byte_s
         principal, request, usage = call.principal, call.request, call.usage
         row = UsageRow(
@@ -63,7 +63,7 @@ class Settlement:
             model=model,
             requested_model=request.model[:256],
             target=call.target.id if call.target is not None else None,
-            operation=request.operation.value,
+            operation=request.operation._value_,
             stream=request.stream,
             status=call.status,
             outcome=call.outcome,
@@ -79,24 +79,21 @@ class Settlement:
             total_ms=round(total_s * 1e3, 3),
             cost_nano=call.cost_nano,
         )
+        self._uncounted.append(row)
         for recorder in self._recorders:
             recorder.record(row)
 
     def publish(self) -> None:
-        """Puts what was counted into the metrics; called now and then, and before they are shown."""
+        """Puts what was settled into the metrics; called a few times a second, and before they are shown.
+
+        Many rows in a row cost half of what each would cost at its call, with everything else on its path between.
+        """
+        rows, self._uncounted = self._uncounted, []
+        for row in rows:
+            key = (row.model, row.operation)
+            meters = self._meters.get(key)
+            if meters is None:
+                meters = self._meters[key] = CallMeters(self._metrics, *key)
+            meters.count(row)
         for meters in self._meters.values():
             meters.publish()
-
-    def _count(self, call: Call, model: str, total_s: float) -> None:
-        key = (model, call.request.operation.value)
-        meters = self._meters.get(key)
-        if meters is None:
-            meters = self._meters[key] = CallMeters(self._metrics, *key)
-        assert call.outcome is not None
-        meters.count(call.outcome, call.usage)
-        meters.duration.observe(total_s)
-        meters.queue.observe(call.timings.queue_s)
-        if call.timings.first_byte_s is not None:
-            meters.first_byte.observe(call.timings.first_byte_s)
-        if call.attempts > 1:
-            meters.extra_attempts += call.attempts - 1

@@ -1,4 +1,4 @@
-"""Counting on the request path: plain numbers here, which are put into the metrics when somebody looks.
+"""Counting settled calls: plain numbers here, which are put into the metrics when somebody looks.
 
 A Prometheus counter takes a lock for each increment and a histogram walks its buckets; a dozen of them cost more than
 parsing the request.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
-from passerelle.domain.usage import Outcome, Usage
+from passerelle.domain.usage import Outcome, UsageRow
 from passerelle.telemetry.metrics import SECONDS, Metrics
 
 
@@ -41,13 +41,13 @@ class Tally:
 class CallMeters:
     """What is counted of the calls of one model and one operation."""
 
-    __slots__ = ("_counters", "_outcomes", "_tokens", "duration", "extra_attempts", "first_byte", "queue")
+    __slots__ = ("_counters", "_duration", "_extra_attempts", "_first_byte", "_outcomes", "_queue", "_tokens")
 
     def __init__(self, metrics: Metrics, model: str, operation: str) -> None:
-        self.duration = Tally(metrics.duration.labels(model, operation))
-        self.first_byte = Tally(metrics.first_byte.labels(model, operation))
-        self.queue = Tally(metrics.queue.labels(model))
-        self.extra_attempts = 0
+        self._duration = Tally(metrics.duration.labels(model, operation))
+        self._first_byte = Tally(metrics.first_byte.labels(model, operation))
+        self._queue = Tally(metrics.queue.labels(model))
+        self._extra_attempts = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
         self._tokens = [0, 0, 0]
         self._counters = (
@@ -56,22 +56,28 @@ class CallMeters:
             {outcome: metrics.calls.labels(model, operation, outcome.value) for outcome in Outcome},
         )
 
-    def count(self, outcome: Outcome, usage: Usage) -> None:
-        """Takes how a call ended and what it consumed."""
-        self._outcomes[outcome] += 1
+    def count(self, row: UsageRow) -> None:
+        """Takes how a call ended, how long it took and what it consumed."""
+        self._outcomes[row.outcome] += 1
         tokens = self._tokens
-        tokens[0] += usage.prompt_tokens
-        tokens[1] += usage.cached_tokens
-        tokens[2] += usage.completion_tokens
+        tokens[0] += row.prompt_tokens
+        tokens[1] += row.cached_tokens
+        tokens[2] += row.completion_tokens
+        self._duration.observe(row.total_ms / 1e3)
+        self._queue.observe(row.queue_ms / 1e3)
+        if row.first_byte_ms is not None:
+            self._first_byte.observe(row.first_byte_ms / 1e3)
+        if row.attempts > 1:
+            self._extra_attempts += row.attempts - 1
 
     def publish(self) -> None:
         """Moves everything into the metrics."""
         retries, tokens, calls = self._counters
-        retries.inc(self.extra_attempts)
+        retries.inc(self._extra_attempts)
         for counter, number in zip(tokens, self._tokens, strict=True):
             counter.inc(number)
         for outcome, number in self._outcomes.items():
             calls[outcome].inc(number)
-        for tally in (self.duration, self.first_byte, self.queue):
+        for tally in (self._duration, self._first_byte, self._queue):
             tally.publish()
-        self.extra_attempts, self._tokens, self._outcomes = 0, [0, 0, 0], dict.fromkeys(Outcome, 0)
+        self._extra_attempts, self._tokens, self._outcomes = 0, [0, 0, 0], dict.fromkeys(Outcome, 0)
