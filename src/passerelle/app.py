@@ -49,7 +49,7 @@ from passerelle.gateway.shared import SYNC_S, Seat
 from passerelle.gateway.targets import Fleet, StateChange
 from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
-from passerelle.identity.keys import KeyStore
+from passerelle.identity.credentials import Credentials
 from passerelle.settings import Configuration, Settings, reloader
 from passerelle.storage.engine import open_database
 from passerelle.telemetry.logs import CallLog
@@ -86,8 +86,7 @@ class Passerelle:
 
         # Storage, identity, accounting
         self.database = open_database(settings.database, settings.home)
-        self.keys = KeyStore(self.database)
-        self.authenticator = Authenticator(self.keys, static_key=settings.auth.api_key)
+        self.authenticator = Authenticator(Credentials(self.database), static_key=settings.auth.api_key)
         self.ledger = Ledger(
             self.database,
             flush_interval_s=settings.accounting.flush_interval_s,

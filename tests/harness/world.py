@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,7 @@ class World:
                 self.settings.setdefault(name, {}).update(section)
             else:
                 self.settings[name] = section
+        self._organisations = {"default"}
         self.tape = Tape()
         self.gateway: GatewayProcess
         self.caller: Caller
@@ -151,13 +153,20 @@ class World:
         return self.models[self._unused[targets].pop(0)]
 
     def make_key(self, name: str, organisation: str, *options: str) -> str:
-        """Makes a key with the command line, beside the running server, and returns it."""
-        command = [sys.executable, "-m", "passerelle", "key", "create", "--name", name, "--organisation", organisation]
-        done = subprocess.run(
-            [*command, "--home", str(self._home), *options], capture_output=True, text=True, timeout=60, check=False
-        )
+        """Makes a key with the command line, beside the running server, and returns it; its organisation too."""
+        if organisation not in self._organisations:
+            self.command("org", "create", "--name", organisation)
+            self._organisations.add(organisation)
+        return self.command("key", "create", "--name", name, "--organisation", organisation, *options).strip()
+
+    def command(self, *arguments: str) -> str:
+        """Runs ``passerelle`` on the server's database and returns what it printed."""
+        command = [sys.executable, "-m", "passerelle", *arguments, "--home", str(self._home)]
+        command += ["--config", str(self.gateway.config_path)]
+        environ = os.environ | dict(self._environ or {})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
         assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return done.stdout
 
     def rewrite(self, document: Mapping[str, Any]) -> None:
         """Writes the configuration file anew, as an editor does: a new file renamed over the old."""

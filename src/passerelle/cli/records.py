@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,8 +12,12 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from passerelle.catalog.names import own_names
 from passerelle.catalog.problem import ConfigurationError
 from passerelle.domain.errors import PasserelleError
+from passerelle.identity.audit import Actor
+from passerelle.identity.organisations import FIRST
+from passerelle.identity.rights import Maker
 from passerelle.settings import from_process
 from passerelle.storage.engine import Database, StorageError, open_database
 from passerelle.storage.migrations import upgrade
@@ -27,6 +33,10 @@ DatabaseOption = Annotated[
     str | None, typer.Option("--database", metavar="URL", help="The database; that of the settings when left out.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OrganisationOption = Annotated[
+    str, typer.Option("--organisation", "--org", metavar="ORG", help="The organisation: its id or name.")
+]
+DEFAULT_ORGANISATION = FIRST
 
 
 def on_database(
@@ -47,6 +57,32 @@ def on_database(
         print(error.message, file=sys.stderr)
     except PasserelleError as error:
         print(error.message, file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def operator() -> Maker:
+    """Returns who works at this machine, for the audit log: the system's user. Nothing limits them."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    return Maker(Actor("cli", name, name))
+
+
+def known_models(
+    config: Path | None, home: Path | None, database: str | None, names: list[str] | None
+) -> frozenset[str] | None:
+    """Returns the own names of models of the configuration, None for None; an unknown one ends the command."""
+    if not names:
+        return None
+    flags = {"home": None if home is None else str(home), "database": database}
+    try:
+        return own_names(from_process(config, flags).snapshot, names)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+    except PasserelleError as error:
+        print(f"{error.message} (Name the server's configuration with --config.)", file=sys.stderr)
     raise typer.Exit(2)
 
 

@@ -81,7 +81,8 @@ class Principal:
     ``models`` is the set of model names this key may call, None for all. ``expires_at`` is seconds since the epoch.
     ``key_id`` is the database id of the key, never the secret; a person who signed on has "session:<user id>" there.
     ``organisation`` and ``project`` are ids. ``weight`` is the share in the fair queue. ``services`` is like
-    ``models``, for services. ``networks`` are where calls may come from, None for anywhere.
+    ``models``, for services. ``networks`` are where calls may come from, None for anywhere. ``confined``: the user
+    belongs to this one project of the organisation.
     """
 
     key_id: str
@@ -96,6 +97,7 @@ class Principal:
     services: frozenset[str] | None = None
     networks: tuple[Network, ...] | None = None
     role: Role | None = None
+    confined: bool = False
 
     def allows(self, scope: Scope) -> bool:
         """Whether this principal may use a route that declares ``scope``."""

@@ -65,6 +65,7 @@ class Account:
             services=self.services,
             expires_at=expires_at,
             role=self.role,
+            confined=self.project is not None,
         )
 
     def actor(self, address: str | None = None, request_id: str | None = None) -> Actor:

@@ -2,8 +2,9 @@
 
 A key seen before is answered from memory, with no SQL statement. What keeps that true to the database:
 
-* A background task asks once a second whether any key changed (one tiny query) and forgets those that did, so a
-  revocation is seen everywhere within 5 seconds; expiry is checked against the clock on every call.
+* A background task asks once a second whether any key changed, or a user, project or organisation with keys (one tiny
+  query), and forgets those that did: a revocation is seen everywhere within 5 seconds. Expiry is checked against the
+  clock on every call.
 * When the database is down, keys in memory go on for ``GRACE_S`` and unknown ones get 503, never 401: being unable to
   check a key says nothing about the key. During that time a revocation cannot be seen.
 * The memory is keyed by the full digest of the secret. A secret is compared by ``hmac.compare_digest``, once, whether
@@ -24,7 +25,8 @@ from math import inf
 
 from passerelle.domain.errors import BadRequest, Unauthenticated, Unavailable
 from passerelle.domain.principal import Principal, Scope
-from passerelle.identity.keys import Change, KeyStore
+from passerelle.identity.credentials import Changes, Credentials
+from passerelle.identity.jwt import Tokens
 from passerelle.identity.token import parse
 from passerelle.storage.engine import StorageError
 
@@ -95,6 +97,11 @@ class _Memory:
             if not rest:
                 del self.digests[entry.principal.key_id]
 
+    def drop_below(self, changes: Changes) -> None:
+        """Forgets the keys of users, projects and organisations that changed."""
+        for digest in [digest for digest, entry in self.entries.items() if changes.touch(entry.principal)]:
+            self.drop_digest(digest)
+
     def clear(self) -> None:
         self.entries.clear()
         self.digests.clear()
@@ -110,7 +117,7 @@ class Authenticator:
 
     def __init__(
         self,
-        keys: KeyStore,
+        keys: Credentials,
         *,
         static_key: str | None = None,
         cache_size: int = CACHE_SIZE,
@@ -135,6 +142,7 @@ class Authenticator:
         self._touch_due_s = 0.0
         self._ends: list[tuple[float, str]] = []
         self._callbacks: list[Callable[[str], None]] = []
+        self._tokens: Tokens | None = None
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -155,6 +163,10 @@ class Authenticator:
             self._task = None
         await asyncio.gather(*self._looking_up.values())
         await self._touch()
+
+    def take_tokens(self, tokens: Tokens) -> None:
+        """Takes bearer tokens of people beside keys."""
+        self._tokens = tokens
 
     def on_revoked(self, callback: Callable[[str], None]) -> None:
         """Calls ``callback(key_id)`` on the event loop when a key was revoked or has expired, once or more."""
@@ -187,6 +199,8 @@ class Authenticator:
         principal = self.cached(token)
         if principal is not None:
             return principal
+        if self._tokens is not None and self._tokens.looks_like_one(token):
+            return await self._tokens.authenticate(token)
         parsed = parse(token)
         if parsed is None or self._memory.unknown.get(parsed, -inf) > time.monotonic():
             raise _unauthenticated()
@@ -270,7 +284,8 @@ class Authenticator:
         asked_at_s = time.monotonic()
         try:
             position = await self._keys.position()
-            changes = await self._keys.changes_after(self._position) if 0 <= self._position < position else []
+            known = 0 <= self._position < position
+            changes = await self._keys.changes_after(self._position) if known else Changes()
         except StorageError as error:
             _log.warning("changes of keys cannot be followed: %s", error.message)
         else:
@@ -278,14 +293,18 @@ class Authenticator:
             self._apply(position, changes)
         self._end_expired()
 
-    def _apply(self, position: int, changes: list[Change]) -> None:
+    def _apply(self, position: int, changes: Changes) -> None:
         if self._position < 0 or position < self._position:
             # The first answer; or the database went back in time, because a backup was restored.
             self.invalidate()
-        for change in changes:
+        for change in changes.keys:
             self.invalidate(change.key_id)
             if change.ended:
                 self._tell_ended(change.key_id)
+        if changes.above:
+            self._generation += 1
+            self._memory.unknown.clear()
+            self._memory.drop_below(changes)
         self._position = position
 
     def _end_expired(self) -> None:

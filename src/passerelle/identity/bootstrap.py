@@ -11,7 +11,11 @@ import os
 from pathlib import Path
 
 from passerelle.domain.principal import Scope
-from passerelle.identity.keys import KeyStore
+from passerelle.identity.audit import Actor
+from passerelle.identity.credentials import Credentials
+from passerelle.identity.keys import KeyOptions, KeyStore
+from passerelle.identity.organisations import FIRST
+from passerelle.identity.rights import Maker
 from passerelle.identity.token import parse
 from passerelle.storage.engine import Database, StorageError
 
@@ -24,29 +28,30 @@ async def ensure_admin_key(database: Database, home: Path) -> bool:
 
     Several processes may do this at once: one file wins, and the other's key is revoked. Raises StorageError.
     """
-    keys = KeyStore(database)
+    keys = KeyStore(database, FIRST)
+    by = Maker(Actor("system", "bootstrap", "bootstrap"))
     path = home / ADMIN_KEY_FILE
     stale = _read(path)
-    if stale is not None and await _is_known(keys, stale):
+    if stale is not None and await _is_known(database, stale):
         return False
-    made = await keys.create("admin", scopes=[Scope.ADMIN], created_by="bootstrap")
+    made = await keys.create(by, KeyOptions(name="admin", scopes=frozenset({Scope.ADMIN})))
     try:
         won = _write(path, made.token, replace=stale is not None)
     except OSError as error:
-        await keys.revoke(made.key.id)
+        await keys.revoke(by, made.key.id)
         raise StorageError(
             f"The administrator's key cannot be written to {path} ({error.strerror}): make its folder writable."
         ) from error
     if not won:
-        await keys.revoke(made.key.id)
+        await keys.revoke(by, made.key.id)
     return won
 
 
-async def _is_known(keys: KeyStore, text: bytes) -> bool:
+async def _is_known(database: Database, text: bytes) -> bool:
     parsed = parse(text)
     if parsed is None:
         return False
-    found = await keys.look_up(parsed[0])
+    found = await Credentials(database).look_up(parsed[0])
     return found is not None and found.digest == parsed[1]
 
 

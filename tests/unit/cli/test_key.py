@@ -15,9 +15,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from passerelle.cli.key import app
+from passerelle.cli.main import application
 from passerelle.domain.errors import Unauthenticated
 from passerelle.identity.authenticator import Authenticator
-from passerelle.identity.keys import KeyStore
+from passerelle.identity.credentials import Credentials
 from passerelle.identity.token import parse
 from passerelle.storage.engine import open_database
 
@@ -58,15 +59,51 @@ def test_a_new_key_is_alone_on_standard_output(home: Path) -> None:
 
 def test_options_become_rights(home: Path) -> None:
     """Scopes, models, tenant and end are those asked for; without a scope a key may call models only."""
-    run("create", "-n", "a", "-s", "usage:read", "-s", "inference", "-m", "x", "-m", "y", "--expires", "30d")
+    run(
+        *("create", "-n", "a", "-s", "usage:read", "-s", "inference", "-m", "smollm2-135m-instruct"),
+        *("--service", "summary", "--network", "192.0.2.7/24", "--expires", "30d"),
+    )
     made = fields("a")
-    assert (made["scopes"], made["models"], made["state"]) == (["inference", "usage:read"], ["x", "y"], "active")
+    assert (made["scopes"], made["models"]) == (["inference", "usage:read"], ["smollm2-135m-instruct"])
+    assert (made["services"], made["networks"], made["state"]) == (["summary"], ["192.0.2.0/24"], "active")
     assert isinstance(made["expires_at_ms"], int)
     assert abs(made["expires_at_ms"] / 1000 - time.time() - 30 * 86_400) < 60
-    run("create", "-n", "b", "--expires", "2099-12-31", "--organisation", "acme", "--project", "p")
+    acme = json.loads(command("org", "create", "--name", "acme", "--json").stdout)
+    project = json.loads(command("project", "create", "--name", "p", "--org", "acme", "--json").stdout)
+    user = json.loads(command("user", "create", "--name", "ann", "--org", "acme", "--json").stdout)
+    options = ("--organisation", "acme", "--project", "p", "--user", "ann")
+    run("create", "-n", "b", "--expires", "2099-12-31", *options)
     made = fields("b")
-    assert (made["scopes"], made["models"], made["organisation"], made["project"]) == (["inference"], None, "acme", "p")
+    assert (made["scopes"], made["models"]) == (["inference"], None)
+    assert (made["organisation"], made["project"], made["user"]) == (acme["id"], project["id"], user["id"])
     assert made["expires_at_ms"] == 4_102_358_400_000
+
+
+def test_a_key_is_changed_and_what_is_not_named_stays() -> None:
+    """Bounds come and go; nothing else moves."""
+    run("create", "-n", "a", "--network", "192.0.2.0/24", "--expires", "30d")
+    before = fields("a")
+    run("update", "a", "--name", "b", "--model", "multilingual-e5-small", "--all-networks", "--weight", "2")
+    after = fields("b")
+    assert (after["models"], after["networks"], after["weight"]) == (["multilingual-e5-small"], None, 2.0)
+    assert all(after[name] == before[name] for name in ("id", "scopes", "expires_at_ms", "project", "public_ids"))
+    run("update", "b", "--all-models")
+    assert fields("b")["models"] is None
+
+
+def test_a_model_that_is_not_there_is_refused_with_suggestions() -> None:
+    """A typo would make a key that can call nothing."""
+    refused = run("create", "--name", "a", "--model", "smollm2-135m-instrcut", code=2).stderr
+    assert "did you mean: 'smollm2-135m-instruct'" in refused
+    assert "there are: " in run("create", "--name", "a", "--model", "zzz", code=2).stderr
+    assert json.loads(run("list", "--json").stdout) == []
+
+
+def command(*arguments: str) -> Result:
+    """Runs another noun."""
+    result = CliRunner().invoke(application(), list(arguments))
+    assert result.exit_code == 0, result.output
+    return result
 
 
 def test_json_holds_the_key_once() -> None:
@@ -93,6 +130,11 @@ def test_revoked_keys_are_listed_on_demand() -> None:
         ("create", "--name", "a", "--expires", "2001-01-01"),
         ("create", "--name", "a", "--scope", "root"),
         ("create", "--name", " "),
+        ("create", "--name", "a", "--network", "192.0.2.0/99"),
+        ("create", "--name", "a", "--organisation", "nowhere"),
+        ("create", "--name", "a", "--project", "nowhere"),
+        ("create", "--name", "a", "--user", "nobody"),
+        ("update", "nobody", "--name", "b"),
         ("create",),
         ("rotate", "a", "--overlap", "-5m"),
         ("show", "nobody"),
@@ -132,7 +174,7 @@ def test_a_running_server_sees_the_command(home: Path) -> None:
 
     async def serve() -> None:
         database = open_database("sqlite", home)
-        authenticator = Authenticator(KeyStore(database))
+        authenticator = Authenticator(Credentials(database))
         await authenticator.start()
         made = await asyncio.to_thread(command, "create", "--name", "late")
         assert (await authenticator.authenticate(b"Bearer " + made.encode())).key_name == "late"
@@ -150,9 +192,9 @@ def test_a_running_server_sees_the_command(home: Path) -> None:
 
 
 def test_help_names_every_command() -> None:
-    """A person finds the five verbs."""
+    """A person finds the six verbs."""
     text = run("--help").stdout
-    assert all(re.search(rf"\b{verb}\b", text) for verb in ("create", "list", "show", "revoke", "rotate"))
+    assert all(re.search(rf"\b{verb}\b", text) for verb in ("create", "list", "show", "update", "revoke", "rotate"))
 
 
 def test_a_database_that_cannot_be_opened_leaves_one_line(home: Path) -> None:

@@ -8,17 +8,20 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
+from tests.harness.people import OPERATOR
 
 from passerelle.domain.errors import BadRequest, PasserelleError, Unauthenticated, Unavailable
 from passerelle.domain.principal import Principal, Scope
 from passerelle.identity.authenticator import Authenticator, credential
-from passerelle.identity.keys import KeyStore, NewKey
+from passerelle.identity.credentials import Credentials
+from passerelle.identity.keys import KeyOptions, KeyStore, NewKey
 from passerelle.identity.token import mint, parse
 from passerelle.storage.engine import Database, StorageUnavailable, open_database
 
@@ -44,13 +47,19 @@ def clock() -> Clock:
 @pytest.fixture
 def store(database: Database, clock: Clock) -> KeyStore:
     """The keys."""
-    return KeyStore(database, clock=clock)
+    return KeyStore(database, "default", clock=clock)
+
+
+@pytest.fixture
+def credentials(database: Database, clock: Clock) -> Credentials:
+    """The keys as credentials."""
+    return Credentials(database, clock=clock)
 
 
 @pytest_asyncio.fixture
-async def authenticator(store: KeyStore, clock: Clock) -> AsyncIterator[Authenticator]:
+async def authenticator(credentials: Credentials, clock: Clock) -> AsyncIterator[Authenticator]:
     """The one under test, following changes quickly."""
-    made = Authenticator(store, static_key=STATIC, poll_s=0.05, clock=clock)
+    made = Authenticator(credentials, static_key=STATIC, poll_s=0.05, clock=clock)
     await made.start()
     yield made
     await made.aclose()
@@ -71,9 +80,9 @@ def statements(database: Database) -> list[str]:
     return seen
 
 
-async def make(store: KeyStore, **options: object) -> NewKey:
+async def make(store: KeyStore, **options: Any) -> NewKey:
     """Makes a key that may call models."""
-    return await store.create("k", scopes=[Scope.INFERENCE], created_by="test", **options)  # type: ignore[arg-type]
+    return await store.create(OPERATOR, KeyOptions(name="k", **options))
 
 
 def bearer(token: str) -> bytes:
@@ -192,8 +201,8 @@ async def test_known_and_unknown_public_parts_do_the_same_work(
 
 async def test_refusals_are_all_alike(authenticator: Authenticator, store: KeyStore, clock: Clock) -> None:
     """Missing, malformed, unknown, revoked and expired keys get the same answer, with WWW-Authenticate."""
-    revoked, brief = await make(store), await make(store, expires_at_s=clock() + 30)
-    await store.revoke(revoked.key.id)
+    revoked, brief = await make(store), await make(store, expires_at_ms=int(clock() * 1000) + 30_000)
+    await store.revoke(OPERATOR, revoked.key.id)
     assert (await authenticator.authenticate(bearer(brief.token))).expires_at is not None
     clock.ahead_s = 31
     seen = set()
@@ -252,33 +261,33 @@ async def test_a_revocation_by_another_process_is_seen_and_told(authenticator: A
     authenticator.on_revoked(ended.append)
     for key in (made, other):
         await authenticator.authenticate(bearer(key.token))
-    await store.revoke(made.key.id)
+    await store.revoke(OPERATOR, made.key.id)
     await until(lambda: made.key.id in ended)
     assert await refused(authenticator, made.token)
     assert (await authenticator.authenticate(bearer(other.token))).key_id == other.key.id
     assert other.key.id not in ended
 
 
-async def test_invalidating_is_immediate(store: KeyStore) -> None:
+async def test_invalidating_is_immediate(store: KeyStore, credentials: Credentials) -> None:
     """In the process that revokes, the very next call is refused, without polling."""
-    authenticator = Authenticator(store, poll_s=3600)
+    authenticator = Authenticator(credentials, poll_s=3600)
     await authenticator.start()
     made = await make(store)
     await authenticator.authenticate(bearer(made.token))
-    await store.revoke(made.key.id)
+    await store.revoke(OPERATOR, made.key.id)
     authenticator.invalidate(made.key.id)
     assert await refused(authenticator, made.token)
     await authenticator.aclose()
 
 
 async def test_a_revocation_during_the_look_up_is_not_cached_over(
-    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+    store: KeyStore, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer read before a revocation, and arriving after it, does not bring the key back."""
-    authenticator = Authenticator(store, poll_s=3600)
+    authenticator = Authenticator(credentials, poll_s=3600)
     await authenticator.start()
     made = await make(store)
-    real, read, go_on = store.look_up, asyncio.Event(), asyncio.Event()
+    real, read, go_on = credentials.look_up, asyncio.Event(), asyncio.Event()
 
     async def slow(public_id: str) -> object:
         found = await real(public_id)
@@ -286,10 +295,10 @@ async def test_a_revocation_during_the_look_up_is_not_cached_over(
         await go_on.wait()
         return found
 
-    monkeypatch.setattr(store, "look_up", slow)
+    monkeypatch.setattr(credentials, "look_up", slow)
     call = asyncio.create_task(authenticator.authenticate(bearer(made.token)))
     await read.wait()
-    await store.revoke(made.key.id)
+    await store.revoke(OPERATOR, made.key.id)
     authenticator.invalidate(made.key.id)
     go_on.set()
     with pytest.raises(Unauthenticated):
@@ -302,7 +311,7 @@ async def test_expiry_needs_no_polling_and_ends_streams(
     authenticator: Authenticator, store: KeyStore, clock: Clock
 ) -> None:
     """A cached key is refused the moment its time is over, and its end is told."""
-    made = await make(store, expires_at_s=clock() + 60)
+    made = await make(store, expires_at_ms=int(clock() * 1000) + 60_000)
     ended: list[str] = []
     authenticator.on_revoked(ended.append)
     await authenticator.authenticate(bearer(made.token))
@@ -320,7 +329,7 @@ async def test_the_old_secret_of_a_rotated_key_ends_without_ending_the_key(
     ended: list[str] = []
     authenticator.on_revoked(ended.append)
     await authenticator.authenticate(bearer(made.token))
-    rotated = await store.rotate(made.key.id, overlap_s=60)
+    rotated = await store.rotate(OPERATOR, made.key.id, overlap_s=60)
     authenticator.invalidate(made.key.id)
     for token in (made.token, rotated.token):
         assert (await authenticator.authenticate(bearer(token))).key_id == made.key.id
@@ -331,7 +340,9 @@ async def test_the_old_secret_of_a_rotated_key_ends_without_ending_the_key(
     assert ended == []
 
 
-async def test_the_static_key_calls_models_and_nothing_else(authenticator: Authenticator, store: KeyStore) -> None:
+async def test_the_static_key_calls_models_and_nothing_else(
+    authenticator: Authenticator, store: KeyStore, credentials: Credentials
+) -> None:
     """One configured key has the right to infer, from memory; anything near it is refused."""
     for header in (bearer(STATIC), None):
         principal = await authenticator.authenticate(header, STATIC.encode())
@@ -340,7 +351,7 @@ async def test_the_static_key_calls_models_and_nothing_else(authenticator: Authe
     for text in (STATIC[:-1], STATIC + "x", STATIC.upper(), ""):
         assert await refused(authenticator, text)
     with pytest.raises(ValueError, match="1 to"):
-        Authenticator(store, static_key="")
+        Authenticator(credentials, static_key="")
 
 
 async def test_without_a_database_known_keys_go_on_and_unknown_ones_get_503(tmp_path: Path) -> None:
@@ -349,8 +360,8 @@ async def test_without_a_database_known_keys_go_on_and_unknown_ones_get_503(tmp_
 
     database = open_database("sqlite", tmp_path)
     await upgrade(database)
-    store = KeyStore(database)
-    authenticator = Authenticator(store, poll_s=3600, grace_s=3600)
+    store = KeyStore(database, "default")
+    authenticator = Authenticator(Credentials(database), poll_s=3600, grace_s=3600)
     await authenticator.start()
     known, unknown = await make(store), await make(store)
     await authenticator.authenticate(bearer(known.token))
@@ -370,18 +381,20 @@ async def test_without_a_database_known_keys_go_on_and_unknown_ones_get_503(tmp_
     await database.aclose()
 
 
-async def test_it_recovers_when_the_database_comes_back(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_recovers_when_the_database_comes_back(
+    store: KeyStore, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A start without a database is no failure: keys are refused with 503 until it answers, then known."""
     made = await make(store)
-    real, away = store.position, True
+    real, away = credentials.position, True
 
     async def position() -> int:
         if away:
             raise StorageUnavailable("away")
         return await real()
 
-    monkeypatch.setattr(store, "position", position)
-    authenticator = Authenticator(store, poll_s=0.02)
+    monkeypatch.setattr(credentials, "position", position)
+    authenticator = Authenticator(credentials, poll_s=0.02)
     await authenticator.start()
     assert (await authenticator.authenticate(bearer(made.token))).key_id == made.key.id
     assert authenticator.cached(made.token) is None  # nobody could say that it is still valid
@@ -395,9 +408,9 @@ async def _is_cached(authenticator: Authenticator, token: str) -> bool:
     return authenticator.cached(token) is not None
 
 
-async def test_memory_is_bounded(store: KeyStore) -> None:
+async def test_memory_is_bounded(store: KeyStore, credentials: Credentials) -> None:
     """More keys than fit push out the oldest, which are simply asked for again."""
-    authenticator = Authenticator(store, cache_size=3, poll_s=3600)
+    authenticator = Authenticator(credentials, cache_size=3, poll_s=3600)
     await authenticator.start()
     made = [await make(store) for _ in range(5)]
     for key in made:
@@ -407,9 +420,9 @@ async def test_memory_is_bounded(store: KeyStore) -> None:
     await authenticator.aclose()
 
 
-async def test_times_of_last_use_are_written_at_the_end(store: KeyStore) -> None:
+async def test_times_of_last_use_are_written_at_the_end(store: KeyStore, credentials: Credentials) -> None:
     """Closing writes when each key was last used."""
-    authenticator = Authenticator(store, poll_s=3600)
+    authenticator = Authenticator(credentials, poll_s=3600)
     await authenticator.start()
     made = await make(store)
     await authenticator.authenticate(bearer(made.token))
@@ -439,9 +452,9 @@ async def test_a_locked_sqlite_does_not_stop_callers(tmp_path: Path) -> None:
 
     database = open_database("sqlite", tmp_path)
     await upgrade(database)
-    store = KeyStore(database)
+    store = KeyStore(database, "default")
     made = await make(store)
-    authenticator = Authenticator(store, poll_s=3600)
+    authenticator = Authenticator(Credentials(database), poll_s=3600)
     await authenticator.start()
     other = sqlite3.connect(tmp_path / "passerelle.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -254,3 +254,19 @@ def _first_rows() -> None:
     op.bulk_insert(organisations, [made])
     projects = sa.table("projects", *(sa.column(name) for name in (*made, "organisation")))
     op.bulk_insert(projects, [{**made, "organisation": "default"}])
+    _adopt(organisations, projects, made)
+
+
+def _adopt(organisations: sa.TableClause, projects: sa.TableClause, made: dict[str, str | int]) -> None:
+    """Keys could name any organisation and project before there were rows for them: each name becomes a row."""
+    keys = sa.table("keys", sa.column("organisation"), sa.column("project"))
+    query = sa.select(keys.c.organisation, keys.c.project).distinct().order_by(keys.c.organisation, keys.c.project)
+    organisation_ids, project_ids = {"default"}, {"default"}
+    for organisation, project in op.get_bind().execute(query).all():
+        if organisation not in organisation_ids:
+            organisation_ids.add(organisation)
+            op.bulk_insert(organisations, [{**made, "id": organisation, "name": organisation}])
+        if project not in project_ids:
+            project_ids.add(project)
+            row = {**made, "id": project, "name": project, "organisation": organisation}
+            op.bulk_insert(projects, [row])
