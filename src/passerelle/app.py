@@ -40,6 +40,7 @@ from passerelle.gateway.attempt import Attempts
 from passerelle.gateway.context import ContextAdmission
 from passerelle.gateway.gateway import Gateway
 from passerelle.gateway.health import HealthRules, HealthState
+from passerelle.gateway.limits import Reservations
 from passerelle.gateway.policies import make_policy
 from passerelle.gateway.probe import Prober
 from passerelle.gateway.retry import RetryRules
@@ -50,6 +51,8 @@ from passerelle.gateway.targets import Fleet, StateChange
 from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
 from passerelle.identity.credentials import Credentials
+from passerelle.limits.board import LimitBoard
+from passerelle.limits.keeper import open_limits
 from passerelle.settings import Configuration, Settings, reloader
 from passerelle.storage.engine import open_database
 from passerelle.telemetry.logs import CallLog
@@ -77,6 +80,7 @@ class Passerelle:
         children: Mapping[str, ChildAddress],
         seat: Seat | None = None,
         metrics_folder: Path | None = None,
+        limit_board: LimitBoard | None = None,
     ) -> None:
         settings = configuration.settings
         self.settings = settings
@@ -93,6 +97,17 @@ class Passerelle:
             on_lost=self.metrics.usage_lost.inc,
         )
         self.call_log = CallLog(sys.stderr, settings.logging.format, slow_s=settings.logging.slow_request_s)
+
+        self.limits = open_limits(
+            self.database,
+            redis=settings.redis,
+            board=limit_board,
+            worker=0 if seat is None else seat.worker,
+            currency=settings.accounting.currency,
+            on_reached=lambda rule: self.metrics.limits_reached.labels(
+                rule.measure.value, "hard" if rule.hard else "soft"
+            ).inc(),
+        )
 
         # Catalog and engines
         self.catalog = Catalog(configuration.snapshot)
@@ -124,15 +139,18 @@ class Passerelle:
         )
         self.admission = Admission(AdmissionRules(settings.queue.max_waiting, settings.queue.max_wait_s), seat=seat)
         self.shadows = Shadows(self.engines)
-        self.settlement = Settlement(self.metrics, (self.ledger, self.call_log))
+        context = ContextAdmission(self.engines, self.windows.of)
+        reservations = Reservations(self.limits.limiter, context, self.windows.of)
+        self.settlement = Settlement(self.metrics, (self.ledger, self.call_log), reservations=reservations)
         self.gateway = Gateway(
             self.fleet,
-            ContextAdmission(self.engines, self.windows.of),
+            context,
             self.admission,
             Attempts(self.engines, _retry_rules(settings), self.shadows),
             self.settlement,
             self.metrics,
             errors.stream_event,
+            reservations=reservations,
         )
 
         self.metrics.before_expose = self._publish
@@ -184,6 +202,7 @@ class Passerelle:
     async def start(self) -> None:
         """Begins to follow what changes: keys, configuration, targets."""
         await self.authenticator.start()
+        await self.limits.start()
         self.ledger.start()
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
@@ -212,6 +231,7 @@ class Passerelle:
         for engine in set(self.engines.values()):
             await engine.aclose()
         self.call_log.flush()
+        await self.limits.aclose()
         await self.ledger.aclose()
         await self.authenticator.aclose()
         await self.database.aclose()

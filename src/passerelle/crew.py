@@ -24,8 +24,9 @@ from pathlib import Path
 import msgspec
 
 from passerelle.gateway.shared import Board
+from passerelle.limits.board import LimitBoard
 from passerelle.telemetry.metrics import FOLDER_VARIABLE, forget_gauges
-from passerelle.worker import BOARD, METRICS, Assignment
+from passerelle.worker import BOARD, LIMITS, METRICS, Assignment
 
 _WORKER_SLACK_S = 5.0
 _FIRST_PAUSE_S = 0.2
@@ -94,11 +95,13 @@ class Crew:
         folder = RunFolder(self.home)
         try:
             board = Board.create(folder.path / BOARD, self.count, self.entries)
+            limits = LimitBoard.create(folder.path / LIMITS, self.count)
             try:
-                places = (_Place(self, folder, board, index, stopping) for index in range(self.count))
+                places = (_Place(self, folder, board, limits, index, stopping) for index in range(self.count))
                 await asyncio.gather(*(place.keep() for place in places))
             finally:
                 board.close()
+                limits.close()
         finally:
             folder.remove()
 
@@ -106,10 +109,19 @@ class Crew:
 class _Place:
     """One worker after another in one place."""
 
-    def __init__(self, crew: Crew, folder: RunFolder, board: Board, index: int, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        folder: RunFolder,
+        board: Board,
+        limits: LimitBoard,
+        index: int,
+        stopping: asyncio.Event,
+    ) -> None:
         self._crew = crew
         self._folder = folder
         self._board = board
+        self._limits = limits
         self._index = index
         self._stopping = stopping
 
@@ -127,6 +139,7 @@ class _Place:
                 await self._stop(worker, ended)
                 break
             self._board.erase(self._index)
+            self._limits.retire(self._index)
             forget_gauges(self._folder.metrics, self._index)
             if time.monotonic() - began > _STEADY_AFTER_S:
                 pause_s = _FIRST_PAUSE_S

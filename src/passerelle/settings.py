@@ -37,6 +37,7 @@ _IPV6 = "|".join(
 )
 NETWORK = rf"^({_IPV4}|({_IPV6})(/(12[0-8]|1[01]\d|[1-9]?\d))?)\Z"
 """An address or a network, IPv4 or IPv6, as a regular expression: `ipaddress.ip_network` takes all that it does."""
+REDIS_FORMS = "redis://host:port/number, rediss://…, valkey://…, unix:///path"
 DATABASE_FORMS = "sqlite, sqlite:///path, postgresql://user:password@host:port/name"
 
 
@@ -117,6 +118,9 @@ class AccountingSection(Section, frozen=True, kw_only=True):
     flush_interval_s: Annotated[
         float, Meta(gt=0, le=60, description="Rows are gathered this long before they are written.", extra=SECONDS)
     ] = 0.2
+    currency: Annotated[
+        str, Meta(pattern=r"^[A-Za-z]{1,16}\Z", description="What prices and budgets are in: `EUR`, `credits`.")
+    ] = "EUR"
 
 
 class QueueSection(Section, frozen=True, kw_only=True):
@@ -206,6 +210,14 @@ class Keys(Section, frozen=True, kw_only=True):
             extra={"secret": True, "accepted": DATABASE_FORMS},
         ),
     ] = "sqlite"
+    redis: Annotated[
+        str,
+        Meta(
+            pattern=r"^(\Z|(rediss?|valkeys?|unix)://.)",
+            description="A Redis or Valkey that several machines share limits by (`REDIS_URL` when left out).",
+            extra={"secret": True, "accepted": REDIS_FORMS},
+        ),
+    ] = ""
     auth: Annotated[AuthSection, Meta(description="Who may call.")] = AuthSection()
     accounting: Annotated[AccountingSection, Meta(description="How usage rows are written.")] = AccountingSection()
     queue: Annotated[QueueSection, Meta(description="Requests that wait for a place at a model.")] = QueueSection()
@@ -375,8 +387,9 @@ def changed_keys(before: Settings, after: Settings) -> tuple[str, ...]:
 
 
 def _add_conventional(document: Document, environ: Mapping[str, str]) -> None:
-    """``DATABASE_URL`` is the default of ``database``."""
-    text = environ.get("DATABASE_URL")
-    if text and document.root.get("database") is None:
-        mark = Mark("DATABASE_URL")
-        document.root.entries["database"] = Entry(mark, Scalar(mark, text, loose=True))
+    """``DATABASE_URL`` is the default of ``database``, ``REDIS_URL`` of ``redis``."""
+    for variable, key in (("DATABASE_URL", "database"), ("REDIS_URL", "redis")):
+        text = environ.get(variable)
+        if text and document.root.get(key) is None:
+            mark = Mark(variable)
+            document.root.entries[key] = Entry(mark, Scalar(mark, text, loose=True))

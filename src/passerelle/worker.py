@@ -24,12 +24,14 @@ from passerelle.catalog.problem import ConfigurationError
 from passerelle.edge.server import Server
 from passerelle.engines.managed import ChildAddress
 from passerelle.gateway.shared import Board, Seat
+from passerelle.limits.board import LimitBoard
 from passerelle.settings import Configuration, load_configuration
 from passerelle.storage.engine import StorageError
 from passerelle.telemetry import logs
 from passerelle.telemetry.metrics import keep_in_files
 
 BOARD = "board"
+LIMITS = "limits"
 METRICS = "metrics"
 """What is in the folder of a start."""
 
@@ -59,6 +61,7 @@ class Shared:
 
     seat: Seat
     metrics_folder: Path
+    limit_board: LimitBoard
     orphaned: threading.Event
     """Set when the parent has ended: there is nobody left to wait for running answers."""
 
@@ -85,7 +88,8 @@ async def run(
     if shared is None:
         passerelle = Passerelle(configuration, environ, children)
     else:
-        passerelle = Passerelle(configuration, environ, children, shared.seat, shared.metrics_folder)
+        places = (shared.seat, shared.metrics_folder, shared.limit_board)
+        passerelle = Passerelle(configuration, environ, children, *places)
 
     def drain() -> None:
         if shared is not None and shared.orphaned.is_set():
@@ -151,7 +155,7 @@ def main() -> None:
         os.write(assignment.listening, b"1")
         os.close(assignment.listening)
 
-    shared = Shared(seat, folder / METRICS, orphaned)
+    shared = Shared(seat, folder / METRICS, LimitBoard(folder / LIMITS), orphaned)
     try:
         uvloop.run(run(configuration, environ, children, listener, tell_listening, shared))
     except StorageError as error:

@@ -113,6 +113,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.limits_reached = Counter(
+            "passerelle_limits_reached",
+            "Limits that refused a call (hard), or were passed for the first time in their window (soft).",
+            ("measure", "kind"),
+            registry=self.registry,
+        )
         self.usage_lost = Counter(
             "passerelle_usage_rows_lost", "Usage rows that could not be kept.", registry=self.registry
         )
