@@ -197,20 +197,18 @@ class GuardedClient:
         out: list[bytes] = []
         try:
             for event in data.split(b"\n\n"):
-                if event:
-                    self._event(event, out)
+                if event and self._event(event, out):
+                    break
         except msgspec.DecodeError:
             self._halt(UpstreamFailed("The model server sent something that cannot be checked; retry the request."))
-            return
-        blocker = self._blocker()
-        if blocker is not None:
-            self._halt(self._blocked(blocker))
-        elif out:
+        if out:
             self._client.write(b"".join(out))
+        if self._blockers and (blocker := self._blocker()) is not None:
+            self._halt(self._blocked(blocker))
 
     def let_go(self) -> None:
         """Writes what is still held: the stream ended without its last events."""
-        if not self._stopped and (rest := b"".join(self._flush_all())) and self._blocker() is None:
+        if not self._stopped and (rest := b"".join(self._flush_all())):
             self._client.write(rest)
 
     async def end(self) -> None:
@@ -249,26 +247,35 @@ class GuardedClient:
             choice[name] = None
         return bool(told)
 
-    def _event(self, event: bytes, out: list[bytes]) -> None:
-        """Takes one event without its blank line."""
+    def _event(self, event: bytes, out: list[bytes]) -> bool:
+        """Takes one event without its blank line. Returns whether a guardrail blocks the stream here."""
         data = event[6:] if event.startswith(b"data: {") and b"\n" not in event else b"\n".join(iter_data(event))
         if data[:1] != b"{":
             if data.strip() == b"[DONE]":
                 out.extend(self._flush_all())
+                if self._blocker() is not None:
+                    return True
             out.append(event + b"\n\n")
-            return
+            return False
         _check_event(data)
         parsed: dict[str, Any] = msgspec.json.decode(data)
         choices = parsed.get("choices")
         if not choices:
             out.append(event + b"\n\n")
-            return
+            return False
         self._envelope = parsed
         changed = False
         kept: list[dict[str, Any]] = []
         for choice in choices:
             touched = self._choice(choice, out)
             changed = changed or touched
+            if self._blockers and self._blocker() is not None:
+                choice["finish_reason"] = None
+                parsed["choices"] = [choice]
+                parsed.pop("usage", None)
+                if not _is_hollow(choice):
+                    out.append(_event_of(parsed))
+                return True
             if not touched or not _is_hollow(choice):
                 kept.append(choice)
         if not changed:
@@ -276,6 +283,7 @@ class GuardedClient:
         elif kept or parsed.get("usage") is not None:
             parsed["choices"] = kept
             out.append(_event_of(parsed))
+        return False
 
     def _choice(self, choice: dict[str, Any], out: list[bytes]) -> bool:
         """Guards the texts of one choice of an event. Returns whether it is another one now."""

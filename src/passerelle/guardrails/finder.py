@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from passerelle.domain.guardrail import Action
 from passerelle.guardrails.automaton import Automaton
 from passerelle.guardrails.expression import parse
 from passerelle.guardrails.scanner import Judge, Judgement, Scanner
@@ -18,9 +19,9 @@ class Finder:
     judge: Judge
     needs: str = ""
 
-    def scanner(self, on_offence: Callable[[], None], *, rewrite: bool) -> Scanner:
+    def scanner(self, on_offence: Callable[[], None], action: Action = Action.MASK) -> Scanner:
         """Returns what scans one text."""
-        return Scanner(self.automaton, self.judge, on_offence, rewrite=rewrite)
+        return Scanner(self.automaton, self.judge, on_offence, action)
 
     def may_be_in(self, text: str) -> bool:
         """Whether a whole text may hold a match; quick and careful."""

@@ -27,16 +27,14 @@ class CompiledGuardrail:
 
     def watch(self, on_find: OnFind) -> TextGuard:
         """As `Guardrail.watch`."""
-        rewrite = self.rule.action is Action.MASK
-        chain = Chain([finder.scanner(on_find, rewrite=rewrite) for finder in self.finders])
+        chain = Chain([finder.scanner(on_find, self.rule.action) for finder in self.finders])
         return Onlooker(chain) if self.rule.action is Action.FLAG else chain
 
     def review(self, text: str, on_find: OnFind) -> str:
         """As `Guardrail.review`."""
-        rewrite = self.rule.action is Action.MASK
         for finder in self.finders:
             if finder.may_be_in(text):
-                scanner = finder.scanner(on_find, rewrite=rewrite)
+                scanner = finder.scanner(on_find, self.rule.action)
                 text = scanner.feed(text) + scanner.flush()
         return text
 

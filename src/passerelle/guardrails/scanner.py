@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from passerelle.domain.guardrail import Action
 from passerelle.guardrails.automaton import Automaton
 
 MAX_MATCH = 512
@@ -42,13 +43,18 @@ class _Entry:
 
 
 class Scanner:
-    """Scans one text. ``on_offence`` is called for each find; with ``rewrite`` its replacement takes its place."""
+    """Scans one text. ``on_offence`` is called for each find.
 
-    def __init__(self, automaton: Automaton, judge: Judge, on_offence: Callable[[], None], *, rewrite: bool) -> None:
+    By ``action``: ``mask`` puts replacements in the place of what is found, ``block`` ends the text before the first
+    find, ``flag`` leaves it as it is.
+    """
+
+    def __init__(self, automaton: Automaton, judge: Judge, on_offence: Callable[[], None], action: Action) -> None:
         self._automaton = automaton
         self._judge = judge
         self._on_offence = on_offence
-        self._rewrite = rewrite
+        self._action = action
+        self._ended = False
         self._text = ""
         self._at = 0
         self._done = 0
@@ -60,6 +66,8 @@ class Scanner:
 
     def feed(self, text: str) -> str:
         """Takes the next piece and returns what is settled of the text so far."""
+        if self._ended:
+            return ""
         self._text += text
         self._advance()
         return self._release()
@@ -109,8 +117,12 @@ class Scanner:
             if move is not None and not move.plain:
                 self._turn(move.accepted, move.survivors, at - 1)
                 self._settle()
+                if self._ended:
+                    return
             if self._entries and self._at - self._entries[0].start >= MAX_MATCH:
                 self._give_up()
+                if self._ended:
+                    return
             at, state = self._at, self._state
         self._at, self._state = at, state
 
@@ -157,12 +169,22 @@ class Scanner:
         if judged is not None:
             if judged.offence:
                 self._on_offence()
-            if self._rewrite:
+                if self._action is Action.BLOCK:
+                    self._end_before(start)
+                    return
+            if self._action is Action.MASK:
                 self._out.append(text[self._done : start])
                 self._out.append(judged.replacement)
                 self._done = resume
         self._entries, self._live = [], []
         self._at, self._state = resume, self._automaton.idle(text[resume - 1])
+
+    def _end_before(self, start: int) -> None:
+        """The text ends here: nothing from the find on goes out."""
+        self._out.append(self._text[self._done : start])
+        self._text, self._at, self._done = "", 0, 0
+        self._entries, self._live, self._state = [], [], self._automaton.idle("")
+        self._ended = True
 
     def _release(self) -> str:
         """Returns what is settled and drops it from memory."""

@@ -151,7 +151,7 @@ class Whitelist:
             (found,) = self.finders([rule])
             kind, counts = rule.removeprefix("check_"), Counter[str]()
             noting = Finder(found.automaton, _noting(found.judge, kind, counts, corrected.changes), found.needs)
-            scanner = noting.scanner(lambda: None, rewrite=True)
+            scanner = noting.scanner(lambda: None)
             corrected.text = scanner.feed(corrected.text) + scanner.flush()
         return corrected
 

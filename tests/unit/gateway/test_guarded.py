@@ -234,6 +234,23 @@ def test_a_find_at_the_very_end_blocks_too() -> None:
         assert said(caller) == "Voir "
 
 
+@given(st.lists(st.integers(0, len(TEXT)), max_size=20), st.integers(1, 5))
+def test_a_block_lets_the_text_before_the_find_pass(places: list[int], batch: int) -> None:
+    """However the stream is cut, the caller gets what stands before the find: no end, no usage, nothing behind."""
+    edges = sorted({0, len(TEXT), *places})
+    events = [event(piece(TEXT[a:b])) for a, b in itertools.pairwise(edges)]
+    events.append(event({"index": 0, "delta": {}, "finish_reason": "stop"}, usage={"prompt_tokens": 1}))
+    client, caller, stopped = guarded(guardrail(Action.BLOCK, entities=("phone",)))
+    for at in range(0, len(events), batch):
+        client.write(b"".join(events[at : at + batch]))
+    client.write(DONE)
+    assert said(caller) == "Écrire à jean@exemple.fr ou "
+    assert len(stopped) == 1
+    assert all(choice["finish_reason"] is None for one in caller.events for choice in one["choices"])
+    assert DONE not in caller.data
+    assert b"usage" not in caller.data
+
+
 def test_flags_change_nothing() -> None:
     """A guardrail that only looks lets all bytes pass at once, and counts."""
     client, caller, _ = guarded(guardrail(Action.FLAG))

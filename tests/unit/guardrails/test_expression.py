@@ -69,14 +69,14 @@ def test_what_cannot_run_in_linear_time_or_makes_no_sense_is_refused(expression:
 def test_matches_are_the_leftmost_longest(expression: str, text: str, after: str) -> None:
     """The syntax means what it means in Python, but for which of several matches is taken."""
     (finder,) = find_pattern(expression, "#")
-    scanner = finder.scanner(lambda: None, rewrite=True)
+    scanner = finder.scanner(lambda: None)
     assert scanner.feed(text) + scanner.flush() == after
 
 
 def test_case_is_ignored_on_request() -> None:
     """``ignore_case`` holds for letters with marks too."""
     (finder,) = find_pattern("é[a-c]", "#", ignore_case=True)
-    scanner = finder.scanner(lambda: None, rewrite=True)
+    scanner = finder.scanner(lambda: None)
     assert scanner.feed("ÉB éc ed") + scanner.flush() == "# # ed"
 
 
@@ -87,7 +87,7 @@ def test_patterns_that_ruin_backtracking_matchers_stay_linear(expression: str) -
     took = []
     for length in (4_000, 40_000):
         began = time.process_time()
-        scanner = finder.scanner(lambda: None, rewrite=True)
+        scanner = finder.scanner(lambda: None)
         assert scanner.feed("a" * length) + scanner.flush() == "a" * length
         took.append(time.process_time() - began)
     assert took[1] < 5.0

@@ -22,7 +22,7 @@ MASKED = "Écrivez à [EMAIL], [PHONE], [IBAN]; carte [CARD], nir [NIR] et [IP] 
 def masked(text: str, places: tuple[int, ...] = (), entities: tuple[str, ...] = ENTITIES) -> str:
     """Returns the text with its finds masked, cut at these places."""
     for finder in FINDERS if entities is ENTITIES else find_pii(entities):
-        scanner = finder.scanner(lambda: None, rewrite=True)
+        scanner = finder.scanner(lambda: None)
         edges = sorted({0, len(text), *(min(place, len(text)) for place in places)})
         text = "".join([scanner.feed(text[a:b]) for a, b in itertools.pairwise(edges)]) + scanner.flush()
     return text
@@ -111,7 +111,7 @@ def test_each_entity_is_looked_for_by_itself() -> None:
     """Only what was asked for is masked, and with what was asked for."""
     assert masked("a@b.fr 0612345678", entities=("email",)) == "[EMAIL] 0612345678"
     (finder,) = find_pii(["email"], "")
-    scanner = finder.scanner(lambda: None, rewrite=True)
+    scanner = finder.scanner(lambda: None)
     assert scanner.feed("<a@b.fr>") + scanner.flush() == "<>"
 
 
