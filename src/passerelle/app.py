@@ -31,10 +31,11 @@ from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.calls import Calls
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
+from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
-from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.routes import Faces, direct_paths, routes
+from passerelle.faces.tgi.endpoints import TgiFace
 from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
 from passerelle.gateway.context import ContextAdmission
@@ -170,6 +171,7 @@ class Passerelle:
                     openai=OpenAIFace(calls, self.catalog, self.windows.of, opea),
                     anthropic=AnthropicFace(calls),
                     opea=opea,
+                    tgi=TgiFace(calls, self.catalog, self.windows.of),
                     health=HealthFace(
                         self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
                     ),

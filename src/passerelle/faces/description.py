@@ -14,6 +14,7 @@ from passerelle.domain.principal import Scope
 from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
+from passerelle.faces.tgi.described import TGI
 
 
 class Health(msgspec.Struct, forbid_unknown_fields=True):
@@ -145,6 +146,7 @@ DESCRIBED: tuple[Described, ...] = (
     *_ROUTES,
     *ANTHROPIC,
     *OPEA,
+    *TGI,
 )
 """Every route but OpenAI's and the documentation's own; a face adds its own tuple here."""
 

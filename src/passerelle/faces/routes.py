@@ -13,6 +13,8 @@ from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.tgi import answers as tgi_answers
+from passerelle.faces.tgi.endpoints import TgiFace
 
 _DATA_PLANE = ("chat/completions", "completions", "embeddings", "tokenize", "detokenize")
 
@@ -24,6 +26,7 @@ class Faces:
     openai: OpenAIFace
     anthropic: AnthropicFace
     opea: OpeaFace
+    tgi: TgiFace
     health: HealthFace
     router: RouterFace
     docs: DocsFace
@@ -63,6 +66,14 @@ def routes(faces: Faces) -> list[Route]:
         Route("GET", "/v1/health_check", None, faces.opea.health),
         Route("GET", "/v1/statistics", Scope.INFERENCE, faces.opea.statistics),
     ]
+    tgi, render = faces.tgi, tgi_answers.render_error
+    for prefix in ("", "/tgi/{model}"):
+        table += [
+            Route("POST", prefix or "/", Scope.INFERENCE, tgi.root, render),
+            Route("POST", f"{prefix}/generate", Scope.INFERENCE, tgi.generate, render),
+            Route("POST", f"{prefix}/generate_stream", Scope.INFERENCE, tgi.generate_stream, render),
+            Route("GET", f"{prefix}/info", Scope.INFERENCE, tgi.info, render),
+        ]
     return table
 
 
