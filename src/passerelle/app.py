@@ -11,6 +11,8 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from passerelle.accounting.ledger import Ledger
+from passerelle.accounting.retention import Retention
+from passerelle.accounting.rollup import Rollup
 from passerelle.catalog.holder import Catalog
 from passerelle.catalog.watch import Watcher
 from passerelle.domain.client import Headers
@@ -27,6 +29,7 @@ from passerelle.engines.tgi import TgiEngine
 from passerelle.engines.transport import Transport
 from passerelle.engines.vllm_legacy import VllmLegacyEngine
 from passerelle.faces.admin.router import RouterFace
+from passerelle.faces.admin.usage import UsageFace
 from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.calls import Calls
 from passerelle.faces.docs import DocsFace
@@ -97,6 +100,9 @@ class Passerelle:
             flush_interval_s=settings.accounting.flush_interval_s,
             on_lost=self.metrics.usage_lost.inc,
         )
+        self.rollup = Rollup(self.database)
+        keep_days = settings.accounting.keep_days
+        self.retention = None if keep_days is None else Retention(self.database, keep_days)
         self.call_log = CallLog(sys.stderr, settings.logging.format, slow_s=settings.logging.slow_request_s)
 
         self.limits = open_limits(
@@ -176,6 +182,7 @@ class Passerelle:
                         self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
                     ),
                     router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, seat),
+                    usage=UsageFace(self.database),
                     docs=DocsFace(),
                 )
             )
@@ -206,6 +213,9 @@ class Passerelle:
         await self.authenticator.start()
         await self.limits.start()
         self.ledger.start()
+        self.rollup.start()
+        if self.retention is not None:
+            self.retention.start()
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
         self.prober.adopt()
@@ -234,6 +244,9 @@ class Passerelle:
             await engine.aclose()
         self.call_log.flush()
         await self.limits.aclose()
+        if self.retention is not None:
+            await self.retention.aclose()
+        await self.rollup.aclose()
         await self.ledger.aclose()
         await self.authenticator.aclose()
         await self.database.aclose()

@@ -121,6 +121,19 @@ class AccountingSection(Section, frozen=True, kw_only=True):
     currency: Annotated[
         str, Meta(pattern=r"^[A-Za-z]{1,16}\Z", description="What prices and budgets are in: `EUR`, `credits`.")
     ] = "EUR"
+    keep_days: (
+        Annotated[
+            float,
+            Meta(
+                ge=1,
+                le=36_500,
+                description="Usage rows older than this are deleted, their sums by hour and day are kept; all are kept "
+                "when left out.",
+                extra={"unit": "days"},
+            ),
+        ]
+        | None
+    ) = None
 
 
 class QueueSection(Section, frozen=True, kw_only=True):

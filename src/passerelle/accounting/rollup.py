@@ -28,7 +28,6 @@ STEP_ROWS = 20_000
 MARK = "usage_rollups"
 """The watermark's name."""
 
-_LOCK_TIMEOUT_MS = 2000
 _POSTGRES_LOCK = 0x7061735F726F6C
 """The advisory lock of roll-ups: "pas_rol" in ASCII."""
 _MOST = {"prompt_tokens": 10**12, "cached_tokens": 10**12, "completion_tokens": 10**12, "cost_nano": 10**15}
@@ -122,7 +121,7 @@ class Rollup:
             return None
         if not self._database.is_sqlite:
             async with self._database.write() as connection:
-                await connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}"))
+                await connection.execute(text("SET LOCAL lock_timeout = 2000"))  # ms
                 await connection.execute(text("LOCK TABLE usage IN SHARE MODE"))
                 found = await connection.scalar(newest)
         return found

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from passerelle.domain.principal import Scope
+from passerelle.faces.admin.usage import USAGE
 from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
@@ -144,6 +145,7 @@ _ROUTES = (
 
 DESCRIBED: tuple[Described, ...] = (
     *_ROUTES,
+    *USAGE,
     *ANTHROPIC,
     *OPEA,
     *TGI,

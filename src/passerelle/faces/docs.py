@@ -54,6 +54,7 @@ _TAGS = [
     {"name": "OPEA", "description": "What OPEA's clients call beside `/v1/chat/completions` with `query`."},
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},
     {"name": "Health", "description": "For supervisors and monitoring."},
+    {"name": "Usage", "description": "What was used, and what it cost."},
     {"name": "Router", "description": "Targets and queues, for operators."},
 ]
 

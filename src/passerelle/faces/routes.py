@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import Route, RouteTable
 from passerelle.faces.admin.router import RouterFace
+from passerelle.faces.admin.usage import UsageFace
 from passerelle.faces.anthropic import errors as anthropic_errors
 from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.docs import DocsFace
@@ -29,6 +30,7 @@ class Faces:
     tgi: TgiFace
     health: HealthFace
     router: RouterFace
+    usage: UsageFace
     docs: DocsFace
 
 
@@ -46,6 +48,7 @@ def routes(faces: Faces) -> list[Route]:
         Route("GET", "/admin/router", Scope.ROUTER_READ, router.show),
         Route("POST", "/admin/router/{target}/drain", Scope.ROUTER_WRITE, router.drain),
         Route("POST", "/admin/router/{target}/undrain", Scope.ROUTER_WRITE, router.undrain),
+        Route("GET", "/admin/usage", Scope.USAGE_READ, faces.usage.show),
     ]
     for prefix in ("/v1", ""):
         table += [
