@@ -16,6 +16,7 @@ from passerelle.accounting.rollup import Rollup
 from passerelle.catalog.holder import Catalog
 from passerelle.catalog.watch import Watcher
 from passerelle.domain.client import Headers
+from passerelle.domain.guardrail import Verdict
 from passerelle.domain.model import Target
 from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.application import AsgiApplication
@@ -43,6 +44,7 @@ from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
 from passerelle.gateway.context import ContextAdmission
 from passerelle.gateway.gateway import Gateway
+from passerelle.gateway.guard import Guard, log_verdict
 from passerelle.gateway.health import HealthRules, HealthState
 from passerelle.gateway.limits import Reservations
 from passerelle.gateway.policies import make_policy
@@ -55,6 +57,7 @@ from passerelle.gateway.targets import Fleet, StateChange
 from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
 from passerelle.identity.credentials import Credentials
+from passerelle.identity.verdicts import VerdictLog
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
 from passerelle.settings import Configuration, Settings, reloader
@@ -149,6 +152,7 @@ class Passerelle:
         context = ContextAdmission(self.engines, self.windows.of)
         reservations = Reservations(self.limits.limiter, context, self.windows.of)
         self.settlement = Settlement(self.metrics, (self.ledger, self.call_log), reservations=reservations)
+        self.verdicts = VerdictLog(self.database)
         self.gateway = Gateway(
             self.fleet,
             context,
@@ -158,6 +162,7 @@ class Passerelle:
             self.metrics,
             errors.stream_event,
             reservations=reservations,
+            guard=Guard(self.metrics, self._note_verdict),
         )
 
         self.metrics.before_expose = self._publish
@@ -216,6 +221,7 @@ class Passerelle:
         self.rollup.start()
         if self.retention is not None:
             self.retention.start()
+        self.verdicts.start()
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
         self.prober.adopt()
@@ -243,6 +249,7 @@ class Passerelle:
         for engine in set(self.engines.values()):
             await engine.aclose()
         self.call_log.flush()
+        await self.verdicts.aclose()
         await self.limits.aclose()
         if self.retention is not None:
             await self.retention.aclose()
@@ -282,6 +289,10 @@ class Passerelle:
         """Puts into the metrics what was counted on the request path."""
         self.settlement.publish()
         self.metrics.in_flight.set(self.gateway.in_flight())
+
+    def _note_verdict(self, verdict: Verdict) -> None:
+        log_verdict(verdict)
+        self.verdicts.record(verdict)
 
     def _note_state(self, change: StateChange) -> None:
         target = change.target.id

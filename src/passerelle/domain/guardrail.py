@@ -108,6 +108,7 @@ class Verdict:
     organisation: str
     project: str
     key_id: str
+    key_name: str
     model: str
 
 

@@ -99,6 +99,7 @@ class Guard:
                     organisation=principal.organisation,
                     project=principal.project,
                     key_id=principal.key_id,
+                    key_name=principal.key_name,
                     model=model.name,
                 )
             )
