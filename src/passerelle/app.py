@@ -58,6 +58,10 @@ from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
 from passerelle.identity.credentials import Credentials
 from passerelle.identity.verdicts import VerdictLog
+from passerelle.jobs.context import Kinds
+from passerelle.jobs.failpoint import Failpoint
+from passerelle.jobs.queue import JobQueue, QueueRules
+from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
 from passerelle.settings import Configuration, Settings, reloader
@@ -94,6 +98,7 @@ class Passerelle:
         self.metrics = Metrics(metrics_folder)
         self.seat = seat
         self.draining = False
+        self.drained_at_s: float | None = None
 
         # Storage, identity, accounting
         self.database = open_database(settings.database, settings.home)
@@ -118,6 +123,11 @@ class Passerelle:
                 rule.measure.value, "hard" if rule.hard else "soft"
             ).inc(),
         )
+
+        # Jobs
+        self.jobs = JobQueue(self.database, rules=_queue_rules(settings), failpoint=Failpoint(settings.jobs.failpoint))
+        self.kinds = Kinds()
+        self.runner = _runner(settings, self.jobs, self.kinds)
 
         # Catalog and engines
         self.catalog = Catalog(configuration.snapshot)
@@ -225,6 +235,8 @@ class Passerelle:
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
         self.prober.adopt()
+        await self.jobs.start()
+        await self.runner.start()
         self.metrics.generation.set(self.catalog.current.generation)
         self.catalog.subscribe(lambda before, after: self._adopt())
         self._tasks = [
@@ -237,10 +249,14 @@ class Passerelle:
     def begin_draining(self) -> None:
         """Says no on /ready and sends away those who wait; running answers go on."""
         self.draining = True
+        self.drained_at_s = time.monotonic()
         self.admission.close()
+        self.runner.drain()
 
     async def stop(self) -> None:
         """Ends everything in the opposite order; nothing accounted is lost."""
+        await self.runner.stop(self._grace_left_s())
+        await self.jobs.aclose()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -257,6 +273,11 @@ class Passerelle:
         await self.ledger.aclose()
         await self.authenticator.aclose()
         await self.database.aclose()
+
+    def _grace_left_s(self) -> float:
+        """What running answers have left of the grace that jobs may take too."""
+        since_s = 0.0 if self.drained_at_s is None else time.monotonic() - self.drained_at_s
+        return max(0.0, self.settings.server.grace_s - since_s)
 
     def _adopt(self) -> None:
         self.fleet.adopt(self.catalog.current.models.values())
@@ -307,6 +328,21 @@ def log_state(change: StateChange) -> None:
         level = logging.WARNING if change.new is HealthState.DOWN else logging.INFO
         words = (change.target.id, change.model, change.new.value, change.why)
         logging.getLogger(__name__).log(level, "target %s of %s is %s: %s", *words)
+
+
+def _queue_rules(settings: Settings) -> QueueRules:
+    lease_s = settings.jobs.lease_s
+    return QueueRules(
+        lease_s=lease_s, heartbeat_s=lease_s / 3, reap_s=min(5.0, lease_s / 6), retain_s=settings.jobs.retain_s
+    )
+
+
+def _runner(settings: Settings, queue: JobQueue, kinds: Kinds) -> Runner:
+    if settings.jobs.engine == "local":
+        return LocalRunner(queue, kinds, concurrency=settings.jobs.concurrency)
+    from passerelle.jobs.celery import CeleryRunner, celery_application  # an extra, and a second of a start
+
+    return CeleryRunner(queue, celery_application(settings.jobs.broker))
 
 
 def _is_managed(target: Target) -> bool:

@@ -197,6 +197,43 @@ class OpeaSection(Section, frozen=True, kw_only=True):
     ] = "opea"
 
 
+class JobsSection(Section, frozen=True, kw_only=True):
+    """Work that outlives the request that asked for it."""
+
+    engine: Annotated[
+        Literal["local", "celery"],
+        Meta(description="Who runs jobs: the serving processes themselves, or Celery workers (`passerelle worker`)."),
+    ] = "local"
+    concurrency: Annotated[int, Meta(ge=1, le=1000, description="Jobs that one process runs at once.")] = 16
+    broker: Annotated[
+        str,
+        Meta(
+            pattern=r"^(rediss?|amqps?)://.",
+            description="Where Celery's messages go.",
+            extra={"secret": True, "accepted": "redis://host:port/number, amqp://user:password@host:port/vhost"},
+        ),
+    ] = "redis://127.0.0.1:6379/0"
+    retain_s: Annotated[
+        float, Meta(gt=0, le=315_360_000, description="Jobs that ended are kept this long.", extra=SECONDS)
+    ] = 30 * 86_400.0
+    lease_s: Annotated[
+        float,
+        Meta(ge=0.3, le=3600, description="A worker not heard of for so long has lost its jobs.", extra=SECONDS),
+    ] = 30.0
+    failpoint: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[a-z_]+(:[1-9][0-9]*)?\Z",
+                description="For tests: a place in the code where the process ends as in a power cut "
+                "(`PASSERELLE_FAILPOINT`).",
+                extra={"accepted": "after_claim, or after_step:3 for the third time"},
+            ),
+        ]
+        | None
+    ) = None
+
+
 class LoggingSection(Section, frozen=True, kw_only=True):
     """What is logged, and where to."""
 
@@ -240,6 +277,7 @@ class Keys(Section, frozen=True, kw_only=True):
     health: Annotated[HealthSection, Meta(description="When a target is left alone.")] = HealthSection()
     services: Annotated[ServicesSection, Meta(description="Where declarative services are.")] = ServicesSection()
     opea: Annotated[OpeaSection, Meta(description="The OPEA dialect.")] = OpeaSection()
+    jobs: Annotated[JobsSection, Meta(description="Work that outlives the request that asked for it.")] = JobsSection()
     logging: Annotated[LoggingSection, Meta(description="What is logged, and where to.")] = LoggingSection()
 
 

@@ -25,6 +25,7 @@ _SINGLE = {
     "PASSERELLE_MODELS": ("models",),
     "PASSERELLE_MODELS_FILE": ("models_file",),
     "PASSERELLE_API_KEY": ("auth", "api_key"),
+    "PASSERELLE_FAILPOINT": ("jobs", "failpoint"),
 }
 
 
