@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -267,6 +269,26 @@ def test_albert_s_rules_hold_in_streams(gateway: GatewayProcess, upstream: Upstr
     upstream.scenario = says("Au 3939 ou 3646, www.caf.fr/aide, https://evil.com/x, a@b.fr, en 2024.", 3)
     expected = "Au 39 39 ou [NUMERO MASQUÉ], https://caf.fr, [URL MASQUÉE], [MAIL MASQUÉ], en 2024."
     assert told(ask(gateway, "public", stream=True)[1]) == expected
+
+
+def test_verdicts_are_in_the_audit_log(gateway: GatewayProcess, upstream: Upstream) -> None:
+    """Who ran into which guardrail, in which calls; never what was found."""
+    ask(gateway, "blocked", "encore un gros mot")
+    until = time.monotonic() + 10
+    while not (rows := audited(gateway, "guardrail.block")) and time.monotonic() < until:
+        time.sleep(0.05)
+    row = rows[-1]
+    assert (row["actor_kind"], row["actor_name"], row["subject_id"]) == ("key", "admin", "stop")
+    after = json.loads(row["after"])
+    assert (after["stage"], after["model"]) == ("before", "blocked")
+    assert "gros" not in str(dict(row))
+
+
+def audited(gateway: GatewayProcess, action: str) -> list[sqlite3.Row]:
+    """Returns the entries of one action, oldest first."""
+    with contextlib.closing(sqlite3.connect(f"file:{gateway.home / 'passerelle.db'}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        return connection.execute("select * from audit where action = ? order by number", (action,)).fetchall()
 
 
 def test_token_ids_are_no_way_around(gateway: GatewayProcess, upstream: Upstream) -> None:

@@ -186,7 +186,7 @@ class _Reader:
             return self._escape()
         if character in "^$":
             raise ExpressionError("it has an anchor (^ or $); a guardrail searches everywhere in the text")
-        if character in "*+?":
+        if character in "*+?" or _COUNT.match(self._text, self._at):
             raise ExpressionError(f"the {character} has nothing before it to repeat")
         self._at += 1
         return _Atom("." if character == "." else re.escape(character))
@@ -250,6 +250,8 @@ class _Reader:
         if self._at >= len(self._text):
             return part
         sign = self._text[self._at]
+        if isinstance(part, _Boundary) and (sign in "*+?" or _COUNT.match(self._text, self._at)):
+            raise ExpressionError("it repeats a boundary")
         if sign in "*+?":
             self._at += 1
             repeat = _Repeat(part, 1 if sign == "+" else 0, 1 if sign == "?" else None)
@@ -265,6 +267,6 @@ class _Reader:
             if most is not None and most < least:
                 raise ExpressionError("it has a repetition whose most is less than its least")
             repeat = _Repeat(part, least, most)
-        if self._at < len(self._text) and self._text[self._at] in "*+?":
+        if self._text[self._at : self._at + 1] in ("*", "+", "?") or _COUNT.match(self._text, self._at):
             raise ExpressionError("it repeats a repetition, or asks for the shortest match; matches are the longest")
         return repeat
