@@ -20,32 +20,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn
 
 from passerelle.catalog.document import Document, read_document
 from passerelle.catalog.node import Scalar, Series, Table
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem, in_order, one_line
 from passerelle.catalog.shape import Shaper
-from passerelle.services.manifest import (
-    SLOTS,
-    Flavor,
-    FlavorSection,
-    ServiceLimits,
-    ServiceManifest,
-    Strategy,
-    WrittenService,
-    read_services,
-)
-from passerelle.services.prompts import (
-    INPUT,
-    SERVICE_VARIABLES,
-    SUFFIXES,
-    PromptError,
-    PromptTemplate,
-    parse_prompt,
-    slot_line,
-    syntax_of,
-)
+from passerelle.services.compile import FindPrompt, FoundPrompt, compile_service
+from passerelle.services.manifest import FlavorSection, ServiceManifest, WrittenService, read_services
+from passerelle.services.prompts import SUFFIXES, PromptError, PromptTemplate, parse_prompt, syntax_of
 
 MAX_FILES = 20_000
 MAX_PROMPT_BYTES = 4_000_000
@@ -121,10 +103,6 @@ class _Prompt:
     state: State
     template: PromptTemplate | None = None
     problem: Problem | None = None
-
-
-class _Broken(Exception):  # never leaves this module
-    """A service cannot be used; the problem was recorded."""
 
 
 def find_folders(root: Path) -> ServiceFolders:
@@ -221,11 +199,12 @@ class ServiceLoader:
         self._prompts = fresh
         run.problems.extend(prompt.problem for prompt in fresh.values() if prompt.problem is not None)
 
-    def _find_prompt(self, name: str) -> tuple[Path, _Prompt | None]:
+    def _find_prompt(self, name: str) -> FoundPrompt:
         paths = [self.folders.prompts / (name + suffix) for suffix in SUFFIXES]
         paths += [self.folders.prompts / name] if name.endswith(SUFFIXES) else []
         path = next((path for path in paths if path in self._prompts), paths[0])
-        return path, self._prompts.get(path)
+        prompt = self._prompts.get(path)
+        return FoundPrompt(path, prompt is not None, prompt.template if prompt is not None else None)
 
     def _configuration(self, run: _Run) -> Table | None:
         """Returns the flavor defaults of LinTO's ``config.yaml``, and follows its ``prompt_path``."""
@@ -270,16 +249,13 @@ class _Run:
         self._before = before
         self._routes: dict[str, Mark] = {}
 
-    def take(self, path: Path, file: _File, find: Callable[[str], tuple[Path, _Prompt | None]]) -> None:
+    def take(self, path: Path, file: _File, find: FindPrompt) -> None:
         """Adds the services of one file, or what it last had where it is wrong now."""
         self.problems.extend(file.problems)
         done: set[str] = set()
         for written in file.services:
-            try:
-                service = _Compiler(written, self.problems, find).compile()
-            except _Broken:
-                continue
-            if self._claims(service):
+            service = compile_service(written, find, self.problems)
+            if service is not None and self._claims(service):
                 done.add(service.id)
                 self.services[service.id] = service
         for old in self._before.services.values():
@@ -302,120 +278,6 @@ class _Run:
             return False
         self._routes[service.route] = service.mark
         return True
-
-
-class _Compiler:
-    """Joins a written service with its prompts."""
-
-    def __init__(
-        self,
-        written: WrittenService,
-        problems: list[Problem],
-        find: Callable[[str], tuple[Path, _Prompt | None]],
-    ) -> None:
-        self._written = written
-        self._problems = problems
-        self._find = find
-
-    def compile(self) -> ServiceManifest:
-        """Returns the service. Raises _Broken after recording why not."""
-        written, section = self._written, self._written.section
-        prompt = self._prompt(section.prompt or written.name, "prompt" if section.prompt else "name")
-        strategy, fields = self._strategy(prompt)
-        limits = {name: getattr(section.limits, name) for name in section.limits.__struct_fields__}
-        return ServiceManifest(
-            id=written.id,
-            name=written.name,
-            route=written.route,
-            type=section.type,
-            fields=fields,
-            strategy=strategy,
-            flavors=tuple(self._flavor(index, flavor) for index, flavor in enumerate(written.flavors)),
-            prompt=prompt,
-            document=written.document,
-            mark=written.node.mark,
-            description=written.description,
-            language=section.language,
-            output=written.output,
-            limits=ServiceLimits(**limits),
-            metadata=written.metadata,
-        )
-
-    def _prompt(self, name: str, *key: str | int) -> PromptTemplate:
-        path, found = self._find(name)
-        if found is None:
-            self._fail(f"there is no prompt file {path}", *key)
-        if found.template is None:
-            raise _Broken  # told once, at the file
-        return found.template
-
-    def _strategy(self, prompt: PromptTemplate) -> tuple[Strategy, int]:
-        section = self._written.section
-        legacy = {None: Strategy.AUTO, 1: Strategy.MAP_REDUCE, 2: Strategy.ROLLING}[section.fields]
-        strategy = section.strategy or legacy
-        wanted = SLOTS[strategy] if section.fields is None else frozenset({section.fields})
-        if section.fields is not None and section.fields not in SLOTS[strategy]:
-            self._fail(f"the strategy '{strategy}' has no prompt of {section.fields} slots", "fields")
-        if prompt.slots not in wanted:
-            why = f"fields: {section.fields}" if section.fields is not None else f"the strategy '{strategy}'"
-            needs = " or ".join(str(number) for number in sorted(wanted))
-            path, _ = self._find(section.prompt or self._written.name)
-            what = f"the prompt has {prompt.slots} slots {{}}" if prompt.compiled is None else "the prompt"
-            lacks = f"{what}; {why} wants {needs}"
-            if prompt.compiled is not None:
-                lacks = (
-                    f"the prompt uses {', '.join(sorted(prompt.variables)) or 'no variable'}; {why} wants {needs} of "
-                )
-                lacks += "previous and input"
-            mark = Mark(str(path), slot_line(prompt, prompt.text.splitlines()), 1)
-            self._problems.append(Problem(mark, self._written.id, lacks))
-            raise _Broken
-        self._check_variables(prompt)
-        return strategy, prompt.slots
-
-    def _check_variables(self, prompt: PromptTemplate) -> None:
-        unknown = sorted(prompt.variables - SERVICE_VARIABLES)
-        path, _ = self._find(self._written.section.prompt or self._written.name)
-        if unknown:
-            message = f"the prompt uses '{unknown[0]}', which is undefined"
-            accepted = ", ".join(sorted(SERVICE_VARIABLES))
-            self._problems.append(Problem(Mark(str(path), 1, 1), self._written.id, message, accepted))
-            raise _Broken
-        if prompt.compiled is not None and INPUT not in prompt.variables:
-            self._problems.append(Problem(Mark(str(path), 1, 1), self._written.id, "the prompt does not use 'input'"))
-            raise _Broken
-
-    def _flavor(self, index: int, section: FlavorSection) -> Flavor:
-        service = self._written.section
-        model = section.model_name or service.model
-        assert model is not None
-        reducing: PromptTemplate | None = None
-        if section.reduce and section.reduce_prompt is not None:
-            at = ("flavor", index, "reduce_prompt")
-            reducing = self._prompt(section.reduce_prompt, *at)
-            if reducing.slots != 1:
-                self._fail(f"the reduce prompt has {reducing.slots} slots; it wants 1", *at)
-        return Flavor(
-            name=section.name,
-            model=model,
-            fallbacks=section.fallbacks or service.fallbacks,
-            context_tokens=section.context,
-            max_generation_tokens=section.max_generation,
-            create_new_turn_after=section.new_turn_after,
-            summary_turns=section.summary_turns,
-            max_new_turns=section.max_new_turns,
-            temperature=section.temperature,
-            top_p=section.top_p,
-            reduce=section.reduce,
-            consolidate=section.consolidate,
-            reduce_prompt=reducing,
-            type=section.type,
-        )
-
-    def _fail(self, message: str, *key: str | int) -> NoReturn:
-        path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in key)
-        self._problems.append(Problem(self._written.mark(*key), one_line(self._written.id) + path, message))
-        raise _Broken
 
 
 Listener = Callable[[ServiceCatalog, ServiceCatalog], None]

@@ -118,6 +118,8 @@ class _Meter:
 
     def count(self, items: object) -> Iterator[object]:
         """Yields the items of a loop, counting its turns."""
+        if isinstance(items, StrictUndefined):
+            str(items)  # raises, and names the variable
         if not isinstance(items, str | list | tuple | Mapping):
             raise TemplateError("a loop goes over a list, a mapping or a text")
         for item in items:

@@ -50,8 +50,8 @@ class Turn:
 
     ``index`` numbers the turns from 0, ``source`` the lines of the input they come from, ``part`` the virtual turns of
     one line. ``label`` is written before ``text`` (``"Alice : "``; empty without a speaker). ``start`` and ``end`` are
-    character offsets in the input, following blank lines included; ``blank_after`` counts those. ``tokens`` is the
-    exact count of `line`.
+    character offsets in the input, following blank lines included, ``text_start`` that of ``text``; ``blank_after``
+    counts those. ``tokens`` is the exact count of `line`.
     """
 
     index: int
@@ -62,6 +62,7 @@ class Turn:
     text: str
     start: int
     end: int
+    text_start: int
     tokens: int = 0
     blank_after: int = 0
 
@@ -116,17 +117,17 @@ def parse_turns(text: str) -> list[Turn]:
     speaker: str | None = UNKNOWN_SPEAKER if known else None
     label = f"{UNKNOWN_SPEAKER} " if known else ""
     for source, ((start, end, after, blank), match) in enumerate(zip(lines, named, strict=True)):
-        written = text[start:end]
+        written, said = text[start:end], start
         if match is not None:
             speaker = " ".join(match["name"].split())
-            own, written = match[0], written[match.end() :]
+            own, written, said = match[0], written[match.end() :], start + match.end()
             label = own[len(match["time"] or "") :].lstrip() if match["time"] else own.lstrip()
             label = label if label[-1:].isspace() else f"{label} "
             first = own.lstrip()
         else:
             first = "" if _HEADING.match(written) else label
         whose = speaker if first else None
-        turns.append(Turn(source, source, 0, whose, first, written.rstrip(), start, after, blank_after=blank))
+        turns.append(Turn(source, source, 0, whose, first, written.rstrip(), start, after, said, blank_after=blank))
     if turns:
         turns[0] = replace(turns[0], start=0)
     return turns
@@ -214,8 +215,10 @@ class _Cutter:
         turn = self._turn
         if turn.label:
             taken = (await self._count([turn.label]))[0]
-            if taken > self._max // 2:  # a name that leaves no room for what is said stays with the first part, as text
-                self._turn = turn = replace(turn, text=turn.line, label="")
+            if taken > self._max // 2:  # a name that leaves no room for what is said is text, where it is written
+                own = len(turn.label) if turn.text_start - turn.start >= len(turn.label) else 0
+                text = turn.line if own else turn.text
+                self._turn = turn = replace(turn, text=text, label="", text_start=turn.text_start - own)
             else:
                 self._room = self._max - taken
         pieces = await self._packed(split_sentences(turn.text, language))
@@ -271,17 +274,18 @@ class _Cutter:
         label = turn.label
         spoken = _LABEL.match(label)
         later = label[len(spoken["time"]) :].lstrip() if spoken is not None and spoken["time"] else label
-        at = turn.start
+        start = turn.start
+        said = turn.text_start
         for piece in pieces:
-            end = at + len(piece.text)
+            end = said + len(piece.text)
             if not piece.text.strip() and found:
                 found[-1] = replace(found[-1], end=end)
             else:
                 assert piece.tokens is not None
                 text = piece.text.rstrip()
-                part = replace(turn, label=later if found else label, text=text, start=at, end=end, blank_after=0)
-                found.append(replace(part, part=len(found), tokens=piece.tokens))
-            at = end
+                part = replace(turn, label=later if found else label, text=text, start=start, end=end, blank_after=0)
+                found.append(replace(part, part=len(found), text_start=said, tokens=piece.tokens))
+            start = said = end
         found[-1] = replace(found[-1], end=turn.end, blank_after=turn.blank_after)
         return found
 

@@ -17,7 +17,10 @@ from passerelle.services.extract.found import MAX_TEXT_BYTES, Refusal
 
 MAX_ENTRIES = 10_000
 MAX_XML_BYTES = 400_000_000
-_PIECE_BYTES = 1 << 16
+MAX_TAG_BYTES = 4_000_000
+"""The longest stretch of XML without an event: a tag of megabytes would be read over and over."""
+_PIECE_BYTES = 1 << 18
+_ENTRY = b"PK\x01\x02"
 _WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 _STRICT_WORD = "http://purl.oclc.org/ooxml/wordprocessingml/main"
 _SKIPPED = frozenset({"del", "moveFrom", "instrText", "Fallback", "rPr", "sectPr"})
@@ -27,12 +30,11 @@ _PARTS = ("word/document.xml", "word/footnotes.xml", "word/endnotes.xml")
 
 def read_docx(data: bytes) -> str:
     """Returns the paragraphs of a document as Markdown: headings, list items, table rows. Raises Refusal."""
+    if data.count(_ENTRY) > MAX_ENTRIES:  # before a directory of a million entries is read
+        raise Refusal("file_too_complex", f"The document has more than {MAX_ENTRIES:,} parts.")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            if len(entries) > MAX_ENTRIES:
-                raise Refusal("file_too_complex", f"The document has more than {MAX_ENTRIES:,} parts.")
-            names = {entry.filename: entry for entry in entries}
+            names = {entry.filename: entry for entry in archive.infolist()}
             if _PARTS[0] not in names:
                 raise Refusal("unsupported_file", "The file is an archive, not a Word document (DOCX).")
             return "\n\n".join(filter(None, (_read_part(archive, names[part]) for part in _PARTS if part in names)))
@@ -74,18 +76,23 @@ class _Reader:
         self._cells: list[list[str]] = []
         self._rows: list[list[str]] = []
         self._size = 0
+        self._quiet = 0
 
     def feed(self, piece: bytes, *, last: bool = False) -> None:
+        self._quiet += len(piece)
         try:
             self._parser.Parse(piece, last)
         except expat.ExpatError as error:
             why = expat.ErrorString(error.code)
             raise Refusal("file_broken", f"The document's XML cannot be read: {why}.") from None
+        if self._quiet > MAX_TAG_BYTES:
+            raise Refusal("file_too_complex", f"The document has a tag of more than {MAX_TAG_BYTES:,} bytes.")
 
     def _refuse(self, *_: object) -> None:
         raise Refusal("file_unsafe", "The document's XML declares a document type, which Word never does.")
 
     def _start(self, name: str, attributes: dict[str, Any]) -> None:
+        self._quiet = 0
         space, _, tag = name.rpartition("|")
         if self._skipping or tag in _SKIPPED:
             self._skipping += 1
@@ -112,6 +119,7 @@ class _Reader:
             self._cells[-1].append("")
 
     def _end(self, name: str) -> None:
+        self._quiet = 0
         if self._skipping:
             self._skipping -= 1
             return
@@ -130,6 +138,7 @@ class _Reader:
             self._put("\n".join(self._rows.pop()))
 
     def _characters(self, text: str) -> None:
+        self._quiet = 0
         if self._in_text and not self._skipping:
             self._add(text)
 
