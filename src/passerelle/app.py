@@ -29,8 +29,14 @@ from passerelle.engines.openai import OpenAIEngine
 from passerelle.engines.tgi import TgiEngine
 from passerelle.engines.transport import Transport
 from passerelle.engines.vllm_legacy import VllmLegacyEngine
+from passerelle.faces.admin.keys import KeysFace
+from passerelle.faces.admin.me import MeFace
+from passerelle.faces.admin.organisations import OrganisationsFace
+from passerelle.faces.admin.projects import ProjectsFace
+from passerelle.faces.admin.resource import Repeats
 from passerelle.faces.admin.router import RouterFace
 from passerelle.faces.admin.usage import UsageFace
+from passerelle.faces.admin.users import UsersFace
 from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.calls import Calls
 from passerelle.faces.docs import DocsFace
@@ -57,6 +63,7 @@ from passerelle.gateway.targets import Fleet, StateChange
 from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
 from passerelle.identity.credentials import Credentials
+from passerelle.identity.idempotency import IdempotentAnswers
 from passerelle.identity.verdicts import VerdictLog
 from passerelle.jobs.context import Kinds
 from passerelle.jobs.failpoint import Failpoint
@@ -186,6 +193,7 @@ class Passerelle:
             name=settings.opea.name,
             openai_chunks=settings.opea.stream_format == "openai",
         )
+        repeats, changed = Repeats(IdempotentAnswers(self.database)), self.authenticator.catch_up
         table = RouteTable(
             routes(
                 Faces(
@@ -198,6 +206,11 @@ class Passerelle:
                     ),
                     router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, seat),
                     usage=UsageFace(self.database),
+                    me=MeFace(),
+                    organisations=OrganisationsFace(self.database, self.catalog, repeats, changed),
+                    projects=ProjectsFace(self.database, self.catalog, repeats, changed),
+                    users=UsersFace(self.database, repeats, changed),
+                    keys=KeysFace(self.database, self.catalog, repeats, changed),
                     docs=DocsFace(),
                 )
             )

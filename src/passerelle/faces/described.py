@@ -36,6 +36,7 @@ class Parameter:
 LIMIT = Parameter("limit", "How many at most.", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50})
 AFTER = Parameter("after", "The `next` of the page before.")
 ORGANISATION = Parameter("organisation", "The id of an organisation; other than one's own only with the scope `admin`.")
+ARCHIVED = Parameter("archived", "Also archived ones.", {"type": "boolean", "default": False})
 IF_MATCH = Parameter("If-Match", "The ETag that was read: 412 when the object changed since.", place="header")
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",

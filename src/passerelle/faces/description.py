@@ -11,7 +11,12 @@ from typing import Any, Literal
 import msgspec
 
 from passerelle.domain.principal import Scope
+from passerelle.faces.admin.keys import KEYS
+from passerelle.faces.admin.me import ME
+from passerelle.faces.admin.organisations import ORGANISATIONS
+from passerelle.faces.admin.projects import PROJECTS
 from passerelle.faces.admin.usage import USAGE
+from passerelle.faces.admin.users import USERS
 from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
@@ -146,6 +151,11 @@ _ROUTES = (
 DESCRIBED: tuple[Described, ...] = (
     *_ROUTES,
     *USAGE,
+    *ME,
+    *ORGANISATIONS,
+    *PROJECTS,
+    *USERS,
+    *KEYS,
     *ANTHROPIC,
     *OPEA,
     *TGI,

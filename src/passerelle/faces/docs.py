@@ -54,6 +54,10 @@ _TAGS = [
     {"name": "OPEA", "description": "What OPEA's clients call beside `/v1/chat/completions` with `query`."},
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},
     {"name": "Health", "description": "For supervisors and monitoring."},
+    {"name": "Organisations", "description": "The tenants."},
+    {"name": "Projects", "description": "What usage and limits are counted for."},
+    {"name": "Users", "description": "People and service accounts, and their roles."},
+    {"name": "Keys", "description": "Who may call, and what."},
     {"name": "Usage", "description": "What was used, and what it cost."},
     {"name": "Router", "description": "Targets and queues, for operators."},
 ]

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from passerelle.domain.principal import Scope
-from passerelle.edge.dispatch import Route, RouteTable
+from passerelle.edge.dispatch import ANY_KEY, Route, RouteTable
+from passerelle.faces.admin.keys import KeysFace
+from passerelle.faces.admin.me import MeFace
+from passerelle.faces.admin.organisations import OrganisationsFace
+from passerelle.faces.admin.projects import ProjectsFace
 from passerelle.faces.admin.router import RouterFace
 from passerelle.faces.admin.usage import UsageFace
+from passerelle.faces.admin.users import UsersFace
 from passerelle.faces.anthropic import errors as anthropic_errors
 from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.docs import DocsFace
@@ -31,6 +36,11 @@ class Faces:
     health: HealthFace
     router: RouterFace
     usage: UsageFace
+    me: MeFace
+    organisations: OrganisationsFace
+    projects: ProjectsFace
+    users: UsersFace
+    keys: KeysFace
     docs: DocsFace
 
 
@@ -49,6 +59,7 @@ def routes(faces: Faces) -> list[Route]:
         Route("POST", "/admin/router/{target}/drain", Scope.ROUTER_WRITE, router.drain),
         Route("POST", "/admin/router/{target}/undrain", Scope.ROUTER_WRITE, router.undrain),
         Route("GET", "/admin/usage", Scope.USAGE_READ, faces.usage.show),
+        *_identity(faces),
     ]
     for prefix in ("/v1", ""):
         table += [
@@ -78,6 +89,37 @@ def routes(faces: Faces) -> list[Route]:
             Route("GET", f"{prefix}/info", Scope.INFERENCE, tgi.info, render),
         ]
     return table
+
+
+def _identity(faces: Faces) -> list[Route]:
+    """Organisations, projects, users and keys."""
+    organisations, projects, users, keys = faces.organisations, faces.projects, faces.users, faces.keys
+    see, change = Scope.ORGANISATION_READ, Scope.ORGANISATION_WRITE
+    return [
+        Route("GET", "/admin/me", ANY_KEY, faces.me.show),
+        Route("GET", "/admin/organisations", see, organisations.list_all),
+        Route("POST", "/admin/organisations", Scope.ADMIN, organisations.create),
+        Route("GET", "/admin/organisations/{organisation}", see, organisations.show),
+        Route("PATCH", "/admin/organisations/{organisation}", Scope.ADMIN, organisations.update),
+        Route("POST", "/admin/organisations/{organisation}/archive", Scope.ADMIN, organisations.archive),
+        Route("POST", "/admin/organisations/{organisation}/restore", Scope.ADMIN, organisations.restore),
+        Route("GET", "/admin/projects", see, projects.list_all),
+        Route("POST", "/admin/projects", change, projects.create),
+        Route("GET", "/admin/projects/{project}", see, projects.show),
+        Route("PATCH", "/admin/projects/{project}", change, projects.update),
+        Route("POST", "/admin/projects/{project}/archive", change, projects.archive),
+        Route("POST", "/admin/projects/{project}/restore", change, projects.restore),
+        Route("GET", "/admin/users", see, users.list_all),
+        Route("POST", "/admin/users", change, users.create),
+        Route("GET", "/admin/users/{user}", see, users.show),
+        Route("PATCH", "/admin/users/{user}", change, users.update),
+        Route("GET", "/admin/keys", Scope.KEYS_READ, keys.list_all),
+        Route("POST", "/admin/keys", Scope.KEYS_WRITE, keys.create),
+        Route("GET", "/admin/keys/{key}", Scope.KEYS_READ, keys.show),
+        Route("PATCH", "/admin/keys/{key}", Scope.KEYS_WRITE, keys.update),
+        Route("POST", "/admin/keys/{key}/rotate", Scope.KEYS_WRITE, keys.rotate),
+        Route("POST", "/admin/keys/{key}/revoke", Scope.KEYS_WRITE, keys.revoke),
+    ]
 
 
 def direct_paths(table: RouteTable) -> frozenset[str]:

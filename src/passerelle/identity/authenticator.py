@@ -143,6 +143,7 @@ class Authenticator:
         self._ends: list[tuple[float, str]] = []
         self._callbacks: list[Callable[[str], None]] = []
         self._tokens: Tokens | None = None
+        self._asking = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -210,6 +211,10 @@ class Authenticator:
         if found is None:
             raise _unauthenticated()
         return found
+
+    async def catch_up(self) -> None:
+        """Follows changes now, after one was made in this process. A database that is down is asked again later."""
+        await self._poll()
 
     def invalidate(self, key_id: str | None = None) -> None:
         """Forgets one key, or all, at once in this process; the next call asks the database."""
@@ -281,6 +286,10 @@ class Authenticator:
                 await self._touch()
 
     async def _poll(self) -> None:
+        async with self._asking:
+            await self._ask()
+
+    async def _ask(self) -> None:
         asked_at_s = time.monotonic()
         try:
             position = await self._keys.position()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import RowMapping, Select, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -54,8 +54,8 @@ class Key:
     networks: tuple[Network, ...] | None = None
     version: int = 1
 
-    def state(self, now_ms: int) -> str:
-        """Returns ``active``, ``expired`` or ``revoked``."""
+    def state(self, now_ms: int) -> Literal["active", "expired", "revoked"]:
+        """Returns whether it is in use."""
         if self.revoked_at_ms is not None:
             return "revoked"
         if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
@@ -214,7 +214,7 @@ class KeyStore:
         async with self._database.write() as connection:
             changed = await advance(connection)
             having = await rights_of(connection, by, self._now_ms())
-            before = await self._get(connection, key_id, self._reach(by))
+            before = await self._changed_by(connection, by, key_id)
             check_version(before.version, expected)
             manages = Scope.ORGANISATION_WRITE in having.scopes and Scope.ADMIN not in before.scopes
             if not manages and not self._is_own(by, before):
@@ -258,12 +258,19 @@ class KeyStore:
             principal.key_id == key.id or (key.user is not None and principal.user == key.user)
         )
 
+    async def _changed_by(self, connection: AsyncConnection, by: Maker, key_id: str) -> Key:
+        """Returns a key that the maker is about to change: one they do not see is not there, another's is refused."""
+        key = await self._get(connection, key_id, reach(by.principal, Scope.ORGANISATION_READ))
+        if not self._reach(by).covers(key.project, key.user):
+            raise Forbidden("This key is not yours to change: it takes the scope 'organisation:write'.")
+        return key
+
     async def _changeable(
         self, connection: AsyncConnection, by: Maker, key_id: str, expected: int | None
     ) -> tuple[Key, Rights]:
         """Returns a key that the maker may change, and what the maker has."""
         having = await rights_of(connection, by, self._now_ms())
-        key = await self._get(connection, key_id, self._reach(by))
+        key = await self._changed_by(connection, by, key_id)
         check_version(key.version, expected)
         state = key.state(self._now_ms())
         if state != "active":

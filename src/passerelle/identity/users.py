@@ -51,8 +51,8 @@ class User:
     version: int
 
     @property
-    def state(self) -> str:
-        """Returns ``active``, ``disabled`` or ``waiting`` (for an administrator to confirm)."""
+    def state(self) -> Literal["active", "waiting", "disabled"]:
+        """Returns whether they are in, out, or wait for an administrator to confirm."""
         if self.disabled_at_ms is not None:
             return "disabled"
         return "waiting" if self.confirmed_at_ms is None else "active"

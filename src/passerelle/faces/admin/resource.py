@@ -17,18 +17,23 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NoReturn, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Generic, Literal, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 
+from passerelle.catalog.holder import Catalog
+from passerelle.catalog.names import own_names
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import BadRequest, NotFound
-from passerelle.domain.principal import Scope
+from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.dispatch import Context
 from passerelle.edge.exchange import header, header_values
 from passerelle.identity.audit import Actor
 from passerelle.identity.idempotency import IdempotentAnswers, KeptAnswer
+from passerelle.identity.options import SAME, Default
+from passerelle.identity.rights import Maker, Names
 
 PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
@@ -38,6 +43,11 @@ _WHERE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$?\.?(?P<path>.*)`)?
 _QUOTED = re.compile(r"`([^`]*)`\Z")
 
 T = TypeVar("T")
+
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, description="1 to 200 printable characters.")]
+NameList = Annotated[list[Name], msgspec.Meta(max_length=1000)]
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,6 +112,27 @@ def _refuse(message: str) -> NoReturn:
     if not param:
         raise BadRequest(f"The request body must be a JSON object. {what[:_MAX_QUOTE]}.") from None
     raise BadRequest(f"Field `{param}`: {what[0].lower()}{what[1:_MAX_QUOTE]}.", param=param) from None
+
+
+def given(value: T | msgspec.UnsetType) -> T | Default:
+    """Returns a field of a body; ``SAME`` when it was not there, where null says something else."""
+    return SAME if isinstance(value, msgspec.UnsetType) else value
+
+
+def names_of(value: list[str] | msgspec.UnsetType | None) -> Names | Default:
+    """Returns a list of names from a body; None for null, which is all of them."""
+    if isinstance(value, msgspec.UnsetType):
+        return SAME
+    return None if value is None else frozenset(value)
+
+
+def models_of(value: list[str] | msgspec.UnsetType | None, catalog: Catalog, caller: Principal) -> Names | Default:
+    """Returns the models' own names for a list of names from a body.
+
+    Raises BadRequest for one that is not there, or that the caller may not call.
+    """
+    names = names_of(value)
+    return own_names(catalog.current, names, caller.may_call) if isinstance(names, frozenset) else names
 
 
 def query(context: Context, *names: str) -> dict[str, str]:
@@ -199,9 +230,31 @@ def actor(context: Context) -> Actor:
     return Actor.of(context.caller, context.address, context.request_id)
 
 
-def answer(
-    context: Context, value: object, *, status: int = 200, version: int | None = None, kept: object = None
-) -> Answer:
+def only_project(context: Context) -> str | None:
+    """Returns the id of the one project of a caller who is confined to it, None for everybody else."""
+    caller = context.caller
+    return caller.project if caller.confined and Scope.ADMIN not in caller.scopes else None
+
+
+def maker(context: Context) -> Maker:
+    """Returns who does it, with the rights that bound what they may give."""
+    return Maker(actor(context), context.caller)
+
+
+def flag(parameters: dict[str, str], name: str, default: bool) -> bool:
+    """Returns a parameter that is ``true`` or ``false``. Raises BadRequest."""
+    value = parameters.get(name, "true" if default else "false")
+    if value not in ("true", "false"):
+        raise BadRequest(f"`{name}` is true or false.", param=name)
+    return value == "true"
+
+
+def moment(at_ms: int | None) -> datetime | None:
+    """Returns a time of the database (milliseconds since the epoch) as answers show it, in UTC."""
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
+def answer(value: object, *, status: int = 200, version: int | None = None, kept: object = None) -> Answer:
     """Returns the answer with ``value`` as JSON; ``kept`` is what a repetition shows, where it differs."""
     headers: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     if version is not None:
@@ -212,7 +265,7 @@ def answer(
 
 async def respond(context: Context, value: object, *, status: int = 200, version: int | None = None) -> None:
     """Answers with ``value`` as JSON; ``version`` becomes the ETag."""
-    await send(context, answer(context, value, status=status, version=version))
+    await send(context, answer(value, status=status, version=version))
 
 
 async def send(context: Context, answer: Answer) -> None:

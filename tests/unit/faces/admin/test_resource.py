@@ -191,7 +191,7 @@ class Work:
         if self.fails is not None:
             raise self.fails
         made = {"number": self.times, "key": "sk"}
-        return resource.answer(self.sent.context, made, status=201, version=1, kept={**made, "key": None})
+        return resource.answer(made, status=201, version=1, kept={**made, "key": None})
 
 
 def keyed(key: bytes, body: bytes = b"{}", caller: Principal | None = None) -> Sent:
