@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 
+from passerelle.accounting.journal import Journal
 from passerelle.accounting.ledger import Ledger
 from passerelle.accounting.retention import Retention
 from passerelle.accounting.rollup import Rollup
@@ -56,7 +57,7 @@ from passerelle.gateway.limits import Reservations
 from passerelle.gateway.policies import make_policy
 from passerelle.gateway.probe import Prober
 from passerelle.gateway.retry import RetryRules
-from passerelle.gateway.settle import Settlement
+from passerelle.gateway.settle import Recorder, Settlement
 from passerelle.gateway.shadow import Shadows
 from passerelle.gateway.shared import SYNC_S, Seat
 from passerelle.gateway.targets import Fleet, StateChange
@@ -72,6 +73,7 @@ from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
 from passerelle.settings import Configuration, Settings, reloader
+from passerelle.sign_on import PeopleSignOn, translate
 from passerelle.storage.engine import open_database
 from passerelle.telemetry.logs import CallLog
 from passerelle.telemetry.metrics import Metrics
@@ -110,11 +112,15 @@ class Passerelle:
         # Storage, identity, accounting
         self.database = open_database(settings.database, settings.home)
         self.authenticator = Authenticator(Credentials(self.database), static_key=settings.auth.api_key)
+        self.people = PeopleSignOn(self.database, settings.auth)
+        self.authenticator.take_tokens(self.people.tokens)
         self.ledger = Ledger(
             self.database,
             flush_interval_s=settings.accounting.flush_interval_s,
-            on_lost=self.metrics.usage_lost.inc,
+            on_lost=self._note_lost,
         )
+        strict = settings.accounting.durability == "strict"
+        self.journal = Journal(settings.home / "journal", self.ledger) if strict else None
         self.rollup = Rollup(self.database)
         keep_days = settings.accounting.keep_days
         self.retention = None if keep_days is None else Retention(self.database, keep_days)
@@ -168,7 +174,7 @@ class Passerelle:
         self.shadows = Shadows(self.engines)
         context = ContextAdmission(self.engines, self.windows.of)
         reservations = Reservations(self.limits.limiter, context, self.windows.of)
-        self.settlement = Settlement(self.metrics, (self.ledger, self.call_log), reservations=reservations)
+        self.settlement = Settlement(self.metrics, self._recorders(), reservations=reservations)
         self.verdicts = VerdictLog(self.database)
         self.gateway = Gateway(
             self.fleet,
@@ -179,11 +185,13 @@ class Passerelle:
             self.metrics,
             errors.stream_event,
             reservations=reservations,
+            durable=None if self.journal is None else self.journal.durable,
             guard=Guard(self.metrics, self._note_verdict),
         )
 
         self.metrics.before_expose = self._publish
         self.authenticator.on_revoked(self.gateway.end_calls_of)
+        self.people.on_ended(self.gateway.end_calls_of)
 
         # Faces
         calls = Calls(self.gateway, self.catalog, request_timeout_s=settings.server.request_timeout_s)
@@ -212,6 +220,7 @@ class Passerelle:
                     users=UsersFace(self.database, repeats, changed),
                     keys=KeysFace(self.database, self.catalog, repeats, changed),
                     docs=DocsFace(),
+                    auth=self.people.face,
                 )
             )
         )
@@ -222,6 +231,8 @@ class Passerelle:
             now=time.monotonic,
             trusted_hosts=frozenset(host.lower() for host in settings.server.trusted_hosts),
             trusted_proxies=tuple(ip_network(network, strict=False) for network in settings.server.trusted_proxies),
+            identify_session=self.people.browser.identify,
+            translate=translate,
         )
         self.direct = DirectPath(direct_paths(table), self.dispatcher, _edge_limits(settings))
         self.application = AsgiApplication(
@@ -239,8 +250,11 @@ class Passerelle:
     async def start(self) -> None:
         """Begins to follow what changes: keys, configuration, targets."""
         await self.authenticator.start()
+        self.people.start()
         await self.limits.start()
         self.ledger.start()
+        if self.journal is not None:
+            await self.journal.start()
         self.rollup.start()
         if self.retention is not None:
             self.retention.start()
@@ -284,6 +298,9 @@ class Passerelle:
             await self.retention.aclose()
         await self.rollup.aclose()
         await self.ledger.aclose()
+        if self.journal is not None:
+            await self.journal.aclose()
+        await self.people.aclose()
         await self.authenticator.aclose()
         await self.database.aclose()
 
@@ -327,6 +344,16 @@ class Passerelle:
     def _note_verdict(self, verdict: Verdict) -> None:
         log_verdict(verdict)
         self.verdicts.record(verdict)
+
+    def _recorders(self) -> tuple[Recorder, ...]:
+        """Who keeps usage rows."""
+        rows = (self.ledger, self.call_log)
+        return rows if self.journal is None else (*rows, self.journal)
+
+    def _note_lost(self, count: int) -> None:
+        self.metrics.usage_lost.inc(count)
+        if self.journal is not None:
+            self.journal.doubt()
 
     def _note_state(self, change: StateChange) -> None:
         target = change.target.id

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from passerelle.catalog.compile import CATALOG_KEYS, examine
@@ -87,6 +88,93 @@ class ServerSection(Section, frozen=True, kw_only=True):
     ] = ()
 
 
+class MailSection(Section, frozen=True, kw_only=True):
+    """The mail server that takes letters with links for new passwords."""
+
+    host: Annotated[str, Meta(pattern=r"^[^\s/@]{1,255}\Z", description="Name or address of the SMTP server.")]
+    sender: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\-]{1,64}@[A-Za-z0-9.\-]{1,253}\Z",
+            description="Address that letters come from.",
+            extra={"accepted": "an e-mail address: passerelle@example.org"},
+        ),
+    ]
+    port: Annotated[int, Meta(ge=1, le=65_535, description="Its port.")] = 587
+    security: Annotated[
+        Literal["tls", "starttls", "none"], Meta(description="Encryption from the start, by upgrade, or without.")
+    ] = "starttls"
+    username: Annotated[str, Meta(min_length=1, max_length=320, description="User at the server.")] | None = None
+    password: (
+        Annotated[str, Meta(min_length=1, max_length=1000, description="Their password.", extra={"secret": True})]
+        | None
+    ) = None
+
+
+RoleWord = Literal["owner", "admin", "member", "viewer", "auditor"]
+_URL = r"^https?://[^\s/@?#]{1,253}(/[^\s?#]*)?\Z"
+_CLAIM = r"^[!-~]{1,255}\Z"
+
+
+class OidcSection(Section, frozen=True, kw_only=True):
+    """The identity provider where people sign on (OpenID Connect)."""
+
+    issuer: Annotated[
+        str,
+        Meta(
+            pattern=_URL, description="Its address, as its discovery document writes it.", extra={"accepted": "a URL"}
+        ),
+    ]
+    client_id: Annotated[str, Meta(pattern=_CLAIM, description="What Passerelle is called there.")]
+    client_secret: (
+        Annotated[str, Meta(min_length=1, max_length=1000, description="Its secret there.", extra={"secret": True})]
+        | None
+    ) = None
+    audience: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_CLAIM, description="Bearer tokens for this audience are taken by the API; none when left out."
+            ),
+        ]
+        | None
+    ) = None
+    scopes: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[!#-\[\]-~]{1,100}\Z")], ...],
+        Meta(description="What is asked of the provider; `openid` has to be there."),
+    ] = ("openid", "profile", "email")
+    role_claim: (
+        Annotated[str, Meta(pattern=_CLAIM, description="Claim that tells roles: `groups`, `realm_access.roles`.")]
+        | None
+    ) = None
+    roles: Annotated[dict[str, RoleWord], Meta(description="Value of that claim -> role; the most powerful wins.")] = (
+        msgspec.field(default_factory=dict)
+    )
+    default_role: (
+        Annotated[RoleWord, Meta(description="Role of people whom no value gives one; refused when left out.")] | None
+    ) = None
+    organisation_claim: (
+        Annotated[str, Meta(pattern=_CLAIM, description="Claim that tells the organisation.")] | None
+    ) = None
+    organisations: Annotated[dict[str, str], Meta(description="Value of that claim -> id of an organisation.")] = (
+        msgspec.field(default_factory=dict)
+    )
+    organisation: Annotated[
+        str, Meta(min_length=1, max_length=100, description="Organisation of people whom no value gives one.")
+    ] = "default"
+    project_claim: (
+        Annotated[str, Meta(pattern=_CLAIM, description="Claim that confines people to a project.")] | None
+    ) = None
+    projects: Annotated[dict[str, str], Meta(description="Value of that claim -> id of a project.")] = msgspec.field(
+        default_factory=dict
+    )
+    name_claim: Annotated[str, Meta(pattern=_CLAIM, description="Claim with people's names.")] | None = None
+    create_users: Annotated[bool, Meta(description="Make an account at a person's first sign-on.")] = True
+    ca_file: (
+        Annotated[Word, Meta(description="Certificate authorities of the provider, PEM; else the system's.")] | None
+    ) = None
+
+
 class AuthSection(Section, frozen=True, kw_only=True):
     """Who may call."""
 
@@ -110,6 +198,34 @@ class AuthSection(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    public_url: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_URL,
+                description="Address that people's browsers use; `auth.mail` and `auth.oidc` need it. With https, "
+                "cookies are sent by https only.",
+                extra={"accepted": "a URL: https://llm.example.org"},
+            ),
+        ]
+        | None
+    ) = None
+    passwords: Annotated[bool, Meta(description="People may sign in with a password.")] = True
+    registration: Annotated[bool, Meta(description="People may ask for an account; an admin must confirm it.")] = True
+    registration_organisation: Annotated[
+        str, Meta(min_length=1, max_length=100, description="Organisation of people who registered.")
+    ] = "default"
+    session_lifetime_s: Annotated[
+        float, Meta(ge=60, le=2_592_000, description="A session ends, however busy.", extra=SECONDS)
+    ] = 86_400.0
+    session_idle_s: Annotated[
+        float, Meta(ge=120, le=2_592_000, description="A session that is not used ends.", extra=SECONDS)
+    ] = 7_200.0
+    after_sign_in: Annotated[
+        str, Meta(pattern=r"^/(?![/\\])[!-~]*\Z", description="Page that people see after the provider sent them back.")
+    ] = "/"
+    mail: Annotated[MailSection, Meta(description="The mail server for links; none when left out.")] | None = None
+    oidc: Annotated[OidcSection, Meta(description="The identity provider; none when left out.")] | None = None
 
 
 class AccountingSection(Section, frozen=True, kw_only=True):
@@ -121,6 +237,13 @@ class AccountingSection(Section, frozen=True, kw_only=True):
     currency: Annotated[
         str, Meta(pattern=r"^[A-Za-z]{1,16}\Z", description="What prices and budgets are in: `EUR`, `credits`.")
     ] = "EUR"
+    durability: Annotated[
+        Literal["batch", "strict"],
+        Meta(
+            description="`batch` loses at most the last `flush_interval_s` when the process is killed; with `strict` an "
+            "answer ends only when its usage row is on disk."
+        ),
+    ] = "batch"
     keep_days: (
         Annotated[
             float,
@@ -341,11 +464,24 @@ def load_configuration(
     problems = [*shaper.problems, *problems]
     if keys is None or problems:
         raise ConfigurationError(problems, document.files)
+    problems = _check_sign_on(document, keys)
+    if problems:
+        raise ConfigurationError(problems, document.files)
     settings = Settings(home=home, **{name: getattr(keys, name) for name in Keys.__struct_fields__})
     snapshot = Snapshot.of(models)
     if keys.guardrails:
         snapshot = replace(snapshot, guardrails=_compile_guardrails(document, keys.guardrails, models))
     return Configuration(settings, snapshot, config, document.files, MappingProxyType(dict(flags or {})))
+
+
+def _check_sign_on(document: Document, keys: ConfigurationFile) -> list[Problem]:
+    """Links and the provider's way back need the address that browsers use."""
+    entry = document.root.entries.get("auth")
+    auth = keys.auth
+    if entry is None or auth.public_url is not None or (auth.mail is None and auth.oidc is None):
+        return []
+    message = "this key is required with auth.mail and auth.oidc"
+    return [Problem(entry.mark, "auth.public_url", message, "a URL: https://llm.example.org")]
 
 
 def _compile_guardrails(

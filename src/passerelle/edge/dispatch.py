@@ -76,6 +76,8 @@ class Route:
     endpoint: Endpoint
     render_error: RenderError | None = None
     """The envelope of the route's face; None for the usual one."""
+    cookie: bool = False
+    """Whether a person's session cookie counts here. It never does where models are called."""
 
 
 Identify = Callable[[Headers, str | None], Principal | Awaitable[Principal]]
@@ -83,6 +85,9 @@ Identify = Callable[[Headers, str | None], Principal | Awaitable[Principal]]
 
 Raises Unauthenticated, BadRequest or Unavailable.
 """
+
+IdentifySession = Callable[[Exchange], Principal | Awaitable[Principal] | None]
+"""The request -> whose session it is in, None without one. Raises what `Identify` does, and Forbidden."""
 
 
 class RouteTable:
@@ -128,7 +133,11 @@ def _compile(path: str) -> re.Pattern[str]:
 
 
 class Dispatcher:
-    """Runs the endpoint of each request, after asking who calls; the supervised edge of the request path."""
+    """Runs the endpoint of each request, after asking who calls; the supervised edge of the request path.
+
+    ``translate`` gives the error to answer with for failures of other layers that callers may meet (a database that
+    does not answer), None for what is a defect.
+    """
 
     def __init__(
         self,
@@ -139,9 +148,13 @@ class Dispatcher:
         now: Callable[[], float],
         trusted_hosts: frozenset[str] = frozenset(),
         trusted_proxies: tuple[Network, ...] = (),
+        identify_session: IdentifySession = lambda exchange: None,
+        translate: Callable[[Exception], PasserelleError | None] = lambda error: None,
     ) -> None:
         self.table = table
         self._identify = identify
+        self._identify_session = identify_session
+        self._translate = translate
         self._render_error = render_error
         self._now = now
         self._trusted_hosts = trusted_hosts
@@ -164,16 +177,20 @@ class Dispatcher:
             pass
         except asyncio.CancelledError:
             raise
-        except Exception:  # a defect of ours becomes a 500, never a dead connection
-            logger.exception("unexpected error", extra={"request_id": request_id})
-            defect = Internal("Something went wrong on our side; report the request id to the operator.")
-            await self._answer(context, defect)
+        except Exception as error:  # a defect of ours becomes a 500, never a dead connection
+            answer = self._translate(error)
+            if answer is None:
+                logger.exception("unexpected error", extra={"request_id": request_id})
+                answer = Internal("Something went wrong on our side; report the request id to the operator.")
+            await self._answer(context, answer)
 
     async def _run(self, route: Route, context: Context) -> None:
         exchange = context.exchange
         if route.scope is not None:
             started = self._now()
-            found = self._identify(exchange.headers, exchange.peer)
+            found = self._identify_session(exchange) if route.cookie else None
+            if found is None:
+                found = self._identify(exchange.headers, exchange.peer)
             principal = found if isinstance(found, Principal) else await found
             context.principal = principal
             context.auth_s = self._now() - started

@@ -18,6 +18,7 @@ from passerelle.faces.admin.projects import PROJECTS
 from passerelle.faces.admin.usage import USAGE
 from passerelle.faces.admin.users import USERS
 from passerelle.faces.anthropic.described import ANTHROPIC
+from passerelle.faces.auth import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.tgi.described import TGI
@@ -159,6 +160,7 @@ DESCRIBED: tuple[Described, ...] = (
     *ANTHROPIC,
     *OPEA,
     *TGI,
+    *AUTH,
 )
 """Every route but OpenAI's and the documentation's own; a face adds its own tuple here."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import ANY_KEY, Route, RouteTable
@@ -15,6 +15,7 @@ from passerelle.faces.admin.usage import UsageFace
 from passerelle.faces.admin.users import UsersFace
 from passerelle.faces.anthropic import errors as anthropic_errors
 from passerelle.faces.anthropic.endpoints import AnthropicFace
+from passerelle.faces.auth import AuthFace
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.opea.endpoints import OpeaFace
@@ -42,6 +43,7 @@ class Faces:
     users: UsersFace
     keys: KeysFace
     docs: DocsFace
+    auth: AuthFace
 
 
 def routes(faces: Faces) -> list[Route]:
@@ -88,7 +90,23 @@ def routes(faces: Faces) -> list[Route]:
             Route("POST", f"{prefix}/generate_stream", Scope.INFERENCE, tgi.generate_stream, render),
             Route("GET", f"{prefix}/info", Scope.INFERENCE, tgi.info, render),
         ]
-    return table
+    auth = faces.auth
+    table += [
+        Route("GET", "/auth/methods", None, auth.methods),
+        Route("POST", "/auth/sign-in", None, auth.sign_in),
+        Route("POST", "/auth/token", None, auth.token),
+        Route("POST", "/auth/sign-out", ANY_KEY, auth.sign_out),
+        Route("GET", "/auth/session", ANY_KEY, auth.session),
+        Route("POST", "/auth/register", None, auth.register),
+        Route("POST", "/auth/password/forgot", None, auth.forgot),
+        Route("POST", "/auth/password/reset", None, auth.reset),
+        Route("GET", "/auth/password/reset", None, auth.reset_page),
+        Route("POST", "/auth/password/change", ANY_KEY, auth.change),
+        Route("GET", "/auth/oidc/login", None, auth.oidc_login),
+        Route("GET", "/auth/oidc/callback", None, auth.oidc_callback),
+    ]
+    # A session's cookie counts for administration and sign-on, and nowhere else.
+    return [replace(route, cookie=route.path.startswith(("/admin/", "/auth/"))) for route in table]
 
 
 def _identity(faces: Faces) -> list[Route]:

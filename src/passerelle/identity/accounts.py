@@ -160,7 +160,7 @@ class Accounts:
         account = await self.get(user_id)
         right, _ = await self._passwords.verify(old, None if account is None else account.password_hash)
         if account is None or not right:
-            raise Forbidden("The current password is wrong.", code="invalid_credentials")
+            raise Forbidden("The current password is wrong.", code="wrong_password")
         await self.set_password(account, new, actor, action="user.change_password")
 
     async def set_password(
@@ -473,7 +473,7 @@ def _token_digest(text: str) -> bytes:
 
 
 def _bad_link() -> BadRequest:
-    return BadRequest("This link is not valid any more; ask for a new one.", param="token", code="invalid_token")
+    return BadRequest("This link is not valid any more; ask for a new one.", param="token", code="invalid_link")
 
 
 async def next_change(connection: AsyncConnection) -> int:

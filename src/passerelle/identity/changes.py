@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import inf
 
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.storage.engine import Database, StorageError
 from passerelle.storage.tables import organisations, projects, sequences, users
@@ -32,6 +33,14 @@ class Changed:
     users: frozenset[str] = frozenset()
     organisations: frozenset[str] = frozenset()
     everybody: bool = False
+    ended_users: frozenset[str] = frozenset()
+    """Those of them who were disabled."""
+    ended_organisations: frozenset[str] = frozenset()
+    """Those of them that were archived."""
+
+    def ends(self, user: str, organisation: str) -> bool:
+        """Whether this person may do nothing more."""
+        return user in self.ended_users or organisation in self.ended_organisations
 
     def touches(self, user: str, organisation: str) -> bool:
         """Whether what is known of this person may be wrong now."""
@@ -106,17 +115,25 @@ class PeopleChanges:
             if position < self._position or self._position < 0:
                 changed = Changed(everybody=True)
             elif position > self._position:
-                known = select(users.c.id).where(users.c.changed > self._position)
-                above = select(organisations.c.id).where(organisations.c.changed > self._position)
-                inside = select(projects.c.organisation).where(projects.c.changed > self._position)
-                changed = Changed(
-                    frozenset((await connection.execute(known)).scalars()),
-                    frozenset((await connection.execute(above.union(inside))).scalars()),
-                )
+                changed = await self._changed_since(connection, self._position)
         self._checked_at_s = asked_at_s
         self._position = position
         if changed != Changed():
             self.tell(changed)
+
+    @staticmethod
+    async def _changed_since(connection: AsyncConnection, position: int) -> Changed:
+        people = select(users.c.id, users.c.disabled_at_ms).where(users.c.changed > position)
+        known = (await connection.execute(people)).all()
+        above = select(organisations.c.id, organisations.c.archived_at_ms).where(organisations.c.changed > position)
+        places = (await connection.execute(above)).all()
+        inside = select(projects.c.organisation).where(projects.c.changed > position)
+        return Changed(
+            frozenset(row.id for row in known),
+            frozenset(row.id for row in places) | frozenset((await connection.execute(inside)).scalars()),
+            ended_users=frozenset(row.id for row in known if row.disabled_at_ms is not None),
+            ended_organisations=frozenset(row.id for row in places if row.archived_at_ms is not None),
+        )
 
     def tell(self, changed: Changed) -> None:
         """Tells everybody in this process, at once."""

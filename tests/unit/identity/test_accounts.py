@@ -193,7 +193,7 @@ async def test_a_reset_link_works_once(world: World) -> None:
     assert all(isinstance(result, (Account, BadRequest)) for result in results)
     with pytest.raises(BadRequest) as caught:
         await world.accounts.reset_password(token, BETTER, None, None)
-    assert caught.value.error_code == "invalid_token"
+    assert caught.value.error_code == "invalid_link"
 
 
 async def test_a_reset_link_ends(world: World) -> None:
