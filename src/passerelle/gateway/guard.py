@@ -20,14 +20,12 @@ from passerelle.domain.model import Model
 from passerelle.domain.request import Request
 from passerelle.gateway.attempt import StreamBroken
 from passerelle.gateway.call import Call
-from passerelle.gateway.guarded import GuardedClient, Reviewer
+from passerelle.gateway.guarded import THREAD_BYTES, GuardedClient, Reviewer
 from passerelle.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _TEXT_FIELDS = ("messages", "prompt", "suffix", "input", "tools", "response_format")
-_THREAD_BYTES = 64 * 1024
-"""A request larger than this is read in a thread: a megabyte takes a good part of a second."""
 
 
 def log_verdict(verdict: Verdict) -> None:
@@ -68,7 +66,7 @@ class Guard:
         finds = Counter[str]()
         request = call.request
         try:
-            if len(request.body) > _THREAD_BYTES:
+            if len(request.body) > THREAD_BYTES:
                 await asyncio.to_thread(_review_request, request, guardrails, finds)
             else:
                 _review_request(request, guardrails, finds)

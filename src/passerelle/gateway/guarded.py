@@ -34,6 +34,10 @@ _TOKEN_LISTS = ("logprobs", "token_ids", "prompt_token_ids")
 """What spells the answer out a second time."""
 
 
+THREAD_BYTES = 8 * 1024
+"""What is larger is read in a thread: a megabyte takes a second, and nobody's tokens may wait for that."""
+
+
 class _Function(msgspec.Struct):
     name: str | None = None
     arguments: str | None = None
@@ -188,7 +192,11 @@ class GuardedClient:
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """As `Client.respond`, of an answer as it may be seen. Raises ContentBlocked."""
-        await self._client.respond(status, headers, self._review_document(body))
+        if len(body) > THREAD_BYTES:
+            body = await asyncio.to_thread(self._review_document, body)
+        else:
+            body = self._review_document(body)
+        await self._client.respond(status, headers, body)
 
     def write(self, data: bytes) -> None:
         """As `Client.write`, of whole events."""

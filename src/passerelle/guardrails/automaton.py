@@ -16,6 +16,7 @@ from passerelle.guardrails.expression import Nfa
 
 _MAX_KEPT_STATES = 4096
 _MAX_KEPT_CHARACTERS = 65_536
+_LOOK_AHEAD = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -62,8 +63,8 @@ class Automaton:
         self._classes: dict[tuple[frozenset[int], bool], CharClass] = {}
         self._states: dict[tuple[tuple[frozenset[int], ...], bool], State] = {}
         self._start = self._closure([0])
-        self.first = re.compile(self._first(), nfa.flags)
-        """Finds the next character that a match may begin with."""
+        self.first = re.compile(self._first() + self._next(), nfa.flags)
+        """Finds the next place where a match may begin, by a few characters from there, or those that are there."""
 
     def idle(self, before: str) -> State:
         """Returns the state in which nothing has begun; ``before`` is the character before, empty at the beginning."""
@@ -157,7 +158,34 @@ class Automaton:
                 waiting.extend(new)
                 bounded |= {nfa.atoms[atom] for state in new for atom, _ in nfa.edges[state]}
         if careful:
-            return "|".join(sorted(anywhere | bounded))
+            return _one_of(anywhere | bounded)
         # Before a character of a word the boundary is one for `re` too; others are looked at one by one.
-        at_boundary = [rf"(?:\b|(?!\w))(?:{'|'.join(sorted(bounded))})"] if bounded else []
-        return "|".join([*sorted(anywhere), *at_boundary])
+        at_boundary = [rf"(?:\b|(?!\w)){_one_of(bounded)}"] if bounded else []
+        return "(?:" + "|".join([*sorted(anywhere), *at_boundary]) + ")"
+
+    def _next(self) -> str:
+        """Returns what the characters behind the first are like, as far as there are any yet."""
+        nfa, levels = self._nfa, list[str]()
+        states = self._everywhere({to for one in self._everywhere({0}) for _, to in nfa.edges[one]})
+        while nfa.accept not in states and len(levels) < _LOOK_AHEAD:
+            levels.append(_one_of({nfa.atoms[atom] for one in states for atom, _ in nfa.edges[one]}))
+            states = self._everywhere({to for one in states for _, to in nfa.edges[one]})
+        ahead = ""
+        for level in reversed(levels):
+            ahead = rf"(?:\Z|{level}{ahead})"
+        return f"(?={ahead})" if ahead else ""
+
+    def _everywhere(self, states: Iterable[int]) -> set[int]:
+        """Returns what is reached without a character, whatever boundaries hold."""
+        seen = set(self._closure(states))
+        waiting = list(seen)
+        while waiting:
+            for _, target in self._nfa.boundaries[waiting.pop()]:
+                new = self._closure([target]) - seen
+                seen |= new
+                waiting.extend(new)
+        return seen
+
+
+def _one_of(atoms: Iterable[str]) -> str:
+    return f"(?:{'|'.join(sorted(atoms))})"
