@@ -80,6 +80,13 @@ ROWS = (
     # D. Keys
     Row("D1", "bad keys of every kind", "corpus", "401, the same body"),
     Row("D5", "key in the query or a cookie", "", "401, and not in the logs"),
+    # E. Jobs and the database
+    Row("E1", "worker killed in the middle of a job", "SIGKILL, failpoints", "run again soon after its lease; one end"),
+    Row("E2", "gateway killed between commit and answer", "failpoint", "the same request finds the same job"),
+    Row("E3", "gateway killed before the commit", "failpoint", "no job; the same request makes one"),
+    Row("E7", "a job crashes its worker each time", "SIGSEGV", "dead after max_attempts; the queue moves on"),
+    Row("E8", "many workers, many jobs", "processes", "each claimed once per attempt; no deadlock; fair to keys"),
+    Row("E10", "SIGTERM with a hundred running", "SIGTERM", "no claim after; grace; leases given back; exit 0"),
     # J. Load and operation
     Row("J2", "one tenant floods", "ten-fold", "the other tenant's success and p99 hold"),
     Row("J3", "few descriptors, little memory", "limits", "sheds, recovers, never dies"),

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
-from typing import Any
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from celery import Celery
 from celery.signals import worker_shutting_down
@@ -25,6 +26,8 @@ from passerelle.jobs.execution import Execution
 from passerelle.jobs.queue import JobQueue
 from passerelle.jobs.runner import Upkeep, worker_name
 from passerelle.storage.engine import StorageError
+
+T = TypeVar("T")
 
 TASK = "passerelle.job"
 QUEUE = "passerelle"
@@ -135,7 +138,7 @@ class CeleryWorker:
         app.task(self._run, name=TASK)
 
     async def start(self) -> None:
-        """Begins to look after jobs and to announce those that are queued again here."""
+        """Begins to look after jobs, and to announce those that are queued again here."""
         await self._announcer.start()
 
     def consume(self, grace_s: float, log_level: str = "WARNING") -> None:
@@ -169,3 +172,44 @@ class CeleryWorker:
             return {"job": None, "state": None}
         state = await self._execution.run(claims[0])
         return {"job": claims[0].id, "state": None if state is None else state.value}
+
+
+def serve_celery(
+    opened: Callable[[], Awaitable[tuple[JobQueue, Kinds]]],
+    closed: Callable[[JobQueue], Awaitable[None]],
+    *,
+    broker: str,
+    concurrency: int,
+    grace_s: float,
+) -> None:
+    """Runs a Celery worker in this thread, the main one, and jobs in the event loop of another, until SIGTERM.
+
+    ``opened`` and ``closed`` are run in that loop, before the first message and after the last job.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="jobs")
+    thread.start()
+
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    async def begin() -> tuple[JobQueue, CeleryWorker]:
+        queue, kinds = await opened()
+        worker = CeleryWorker(queue, kinds, celery_application(broker), concurrency=concurrency)
+        await worker.start()
+        return queue, worker
+
+    async def end(queue: JobQueue, worker: CeleryWorker) -> None:
+        await worker.stop()
+        await closed(queue)
+
+    try:
+        queue, worker = run(begin())
+        try:
+            worker.consume(grace_s)
+        finally:
+            run(end(queue, worker))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
