@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from passerelle.catalog.problem import Mark, Problem, one_line
-from passerelle.services.manifest import (
-    SLOTS,
-    Flavor,
-    FlavorSection,
-    ServiceLimits,
-    ServiceManifest,
-    Strategy,
-    WrittenService,
-)
+from passerelle.services.manifest import SLOTS, Flavor, ServiceLimits, ServiceManifest, Strategy
 from passerelle.services.prompts import INPUT, SERVICE_VARIABLES, PromptTemplate, slot_line
+from passerelle.services.schema import FlavorSection
+from passerelle.services.written import WrittenService
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A folder of services and prompts, followed while it changes.
 
-    ROOT/services/*.yaml               manifests (`passerelle.services.manifest`)
+    ROOT/services/*.yaml               manifests (`passerelle.services.written`)
     ROOT/prompts/NAME.txt|.md|.j2      prompts (`passerelle.services.prompts`)
 
     ROOT/.hydra-conf/config.yaml       as LinTO's LLM Gateway has it: its prompt_path and backend_defaults count,
@@ -26,8 +26,10 @@ from passerelle.catalog.node import Scalar, Series, Table
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem, in_order, one_line
 from passerelle.catalog.shape import Shaper
 from passerelle.services.compile import FindPrompt, FoundPrompt, compile_service
-from passerelle.services.manifest import FlavorSection, ServiceManifest, WrittenService, read_services
+from passerelle.services.manifest import ServiceManifest
 from passerelle.services.prompts import SUFFIXES, PromptError, PromptTemplate, parse_prompt, syntax_of
+from passerelle.services.schema import FlavorSection
+from passerelle.services.written import WrittenService, read_services
 
 MAX_FILES = 20_000
 MAX_PROMPT_BYTES = 4_000_000

@@ -10,17 +10,8 @@ import sys
 
 import msgspec
 
-from passerelle.services.extract.found import MAX_TEXT_BYTES, Refusal
+from passerelle.services.extract.found import MAX_TEXT_BYTES, Answer, Refusal
 from passerelle.services.extract.lockdown import limit, lock
-
-
-class Answer(msgspec.Struct):
-    """``code`` and ``message`` say why there is no text; ``locked`` whether the kernel confined the child."""
-
-    code: str | None = None
-    message: str | None = None
-    pages: int | None = None
-    locked: bool = False
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from pathlib import Path
+from sysconfig import get_path
 
 import msgspec
 
 import passerelle
 from passerelle.domain.errors import BadRequest, PasserelleError, PayloadTooLarge, UnsupportedMedia
-from passerelle.services.extract.child import Answer
-from passerelle.services.extract.found import MAX_TEXT_BYTES, Extracted, Kind, Refusal
+from passerelle.services.extract.found import MAX_TEXT_BYTES, Answer, Extracted, Kind, Refusal
 from passerelle.services.extract.sniff import decode, sniff_binary, sniff_text
 from passerelle.services.extract.subtitles import read_subtitles
 from passerelle.services.extract.transcript import read_transcript
@@ -55,10 +55,8 @@ class Extractor:
             raise _refused(refusal) from None
 
     async def _in_child(self, kind: Kind, data: bytes) -> Extracted:
-        # The environment is ours alone: no secret of the parent's is in it.
-        environment = {"PYTHONPATH": str(Path(passerelle.__file__).parents[1]), "LC_ALL": "C.UTF-8"}
         command = (sys.executable, "-P", "-s", "-B", "-m", "passerelle.services.extract.child", kind.value)
-        child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
+        child = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=_environment())
         try:
             async with asyncio.timeout(self._wall_s):
                 output, _, _ = await asyncio.gather(_receive(child), _send(child, data), _drain(child))
@@ -69,6 +67,14 @@ class Extractor:
         finally:
             await _end(child)
         return _answered(kind, output, status)
+
+
+def _environment() -> dict[str, str]:
+    """Returns an environment without the parent's secrets, in which this very package is found."""
+    source = Path(passerelle.__file__).parents[1]
+    # A folder of installed packages must not come before the standard library, as PYTHONPATH does.
+    installed = source in (Path(get_path("purelib")), Path(get_path("platlib")))
+    return {"LC_ALL": "C.UTF-8"} | ({} if installed else {"PYTHONPATH": str(source)})
 
 
 async def _send(child: Process, data: bytes) -> None:

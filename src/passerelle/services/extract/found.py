@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 MAX_TEXT_BYTES = 20_000_000
 """The most text, as UTF-8, that one file may give."""
 
@@ -34,6 +36,18 @@ class Extracted:
     encoding: str | None = None
     pages: int | None = None
     warnings: tuple[str, ...] = ()
+
+
+class Answer(msgspec.Struct):
+    """What the child writes before the text.
+
+    ``code`` and ``message`` say why there is no text; ``locked`` whether the kernel confined the child.
+    """
+
+    code: str | None = None
+    message: str | None = None
+    pages: int | None = None
+    locked: bool = False
 
 
 class Refusal(Exception):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import msgspec
 import pytest
+from tests.unit.services.extract import samples
+
+from passerelle.services.extract.found import Answer
 
 PROBE = """
 import ctypes, errno, os, socket, sys
@@ -72,3 +76,21 @@ def test_processor_time_has_a_limit() -> None:
     endless = "from passerelle.services.extract.lockdown import limit, lock; limit(cpu_s=1); lock()\nwhile True: pass"
     ran = subprocess.run([sys.executable, "-c", endless], capture_output=True, timeout=60, check=False)
     assert ran.returncode in (-24, -9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("pdf", samples.text_pdf("text")),
+        ("docx", samples.docx(samples.word_xml(samples.paragraph("text")))),
+        ("html", b"<p>text"),
+    ],
+)
+def test_every_reader_is_locked_in(kind: str, data: bytes) -> None:
+    """What the child says of itself: the filter was in place before the file was looked at."""
+    command = [sys.executable, "-m", "passerelle.services.extract.child", kind]
+    ran = subprocess.run(command, input=data, capture_output=True, timeout=60, check=True)
+    head, _, text = ran.stdout.partition(b"\n")
+    answer = msgspec.json.decode(head, type=Answer)
+    assert answer.locked
+    assert (answer.code, text) == (None, b"text")

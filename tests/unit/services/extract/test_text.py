@@ -187,7 +187,8 @@ async def test_vtt_gives_turns_by_voice() -> None:
     text = (
         "WEBVTT - title\n\nNOTE a note\nof two lines\n\nSTYLE\n::cue { color: red }\n\nintro\n"
         "00:01.000 --> 00:02.000 align:start\n<v.loud Mary Ann>Hi <c.x>there</c>\n\n"
-        "00:00:03.000 --> 00:00:04.000\n<v Mary Ann>again</v>\n\n00:05.000 --> 00:06.000\n<v Bob>Yes <00:05.500>indeed.\n"
+        "00:00:03.000 --> 00:00:04.000\n<v Mary Ann>again</v>\n\n"
+        "00:05.000 --> 00:06.000\n<v Bob>Yes <00:05.500>indeed.\n"
     )
     assert (await read(text.encode())).text == "Mary Ann: Hi there again\nBob: Yes indeed."
 

@@ -262,14 +262,14 @@ def test_nesting_has_an_end() -> None:
     assert read_transcript('{"segments":' * 100_000) is None
 
 
-KEYS = """text segments speaker results channels alternatives words items utterances transcript spk_id segment speakers
-speaker_id speaker_name recognizedPhrases nBest""".split()
+KEYS = ["text", "segments", "speaker", "results", "channels", "alternatives", "words", "items", "utterances", "segment"]
+MORE_KEYS = ["transcript", "spk_id", "speakers", "speaker_id", "speaker_name", "recognizedPhrases", "nBest"]
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=10), st.floats(allow_nan=False)),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(
-            st.sampled_from(KEYS),
+            st.sampled_from([*KEYS, *MORE_KEYS]),
             inner,
             max_size=5,
         ),
