@@ -58,13 +58,13 @@ class Wire(asyncio.Transport):
 class Bench:
     """The application, and what stands where its sockets would be."""
 
-    def __init__(self, home: Path, stream: bool) -> None:
+    def __init__(self, home: Path, stream: bool, targets: int = 1, models: int = 1) -> None:
         self.loop = asyncio.get_running_loop()
         self.stream = stream
         self.upstream: list[Connection] = []
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "passerelle.yaml"
-            file.write_text(json.dumps(passerelle_config(9)))
+            file.write_text(json.dumps(passerelle_config(9, targets, models)))
             environment = {"PASSERELLE_HOME": str(home)}
             self.app = Passerelle(load_configuration(file, environment), environment, {})
         self.headers = {"authorization": f"Bearer {(home / 'admin.key').read_text().strip()}"}
@@ -76,7 +76,7 @@ class Bench:
         def answer(data: bytes) -> None:
             path = data.split(b" ", 2)[1]
             if not data.startswith(b"POST") or not path.endswith(b"/chat/completions"):
-                found = GET_ANSWERS.get(path, NOT_FOUND)
+                found = GET_ANSWERS.get(path.rpartition(b"/")[2], NOT_FOUND)
             elif self.stream:
                 found = STREAM_HEAD + FIRST_FRAME
                 self.upstream.append(connection)
@@ -180,7 +180,7 @@ async def count_calls(one: Callable[[], object]) -> None:
 
 
 async def run(given: argparse.Namespace) -> None:
-    bench = Bench(given.home, given.what == "chunks")
+    bench = Bench(given.home, given.what == "chunks", given.targets, given.models)
     Pool.connect = lambda pool, limit_s: bench.connect(pool, limit_s)
     await bench.app.start()
     await asyncio.sleep(1)
@@ -198,6 +198,8 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--batches", type=int, default=1000)
     parser.add_argument("--streams", type=int, default=400)
+    parser.add_argument("--targets", type=int, default=1, help="targets of each model")
+    parser.add_argument("--models", type=int, default=1)
     given = parser.parse_args()
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - request logs go there until the end
     uvloop.run(run(given))

@@ -240,13 +240,12 @@ def start_portkey(cache: Path, work: Path, upstream: int) -> Running:
 
 
 def passerelle_config(upstream: int, targets: int = 1, models: int = 1) -> dict:
-    """``models`` models with ``targets`` targets each, all of them the one upstream under different names."""
+    """``models`` models with ``targets`` targets each, all of them the one upstream under different addresses."""
 
     def model(index: int) -> dict:
         name = "bench" if index == 0 else f"bench-{index}"
-        url = f"http://127.0.0.1:{upstream}/v1"
-        served = [name if index == 0 and number == 0 else f"{name}-{number}" for number in range(targets)]
-        return {"name": name, "targets": [{"url": url, "engine": "openai", "model": each} for each in served]}
+        urls = [f"http://127.0.0.1:{upstream}/{index}-{number}/v1" for number in range(targets)]
+        return {"name": name, "targets": [{"url": url, "engine": "openai", "model": name} for url in urls]}
 
     return {"models": [model(index) for index in range(models)]}
 

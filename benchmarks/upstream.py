@@ -8,8 +8,8 @@ content, taken just before the write: the receiver, on the same machine, reads t
 Chunks are paced by the clock, not by sleeps that add up: streams of one rate sit in the slots of a wheel that turns
 once a period, so a late tick is followed by an early one. A stream whose reader is slow waits; it loses nothing.
 
-Everything a gateway probes (``/health``, ``/v1/models``, ``/metrics``) gets a trivial answer; other paths get 404, as
-from a server that speaks OpenAI's paths and nothing else.
+Everything a gateway probes (``/health``, ``/v1/models``, ``/metrics``) gets a trivial answer, under any prefix, so that
+one server can stand for many; other paths get 404, as from a server that speaks OpenAI's paths and nothing else.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ def answer(body: bytes, content_type: bytes = b"application/json", status: bytes
 CHAT_ANSWER = answer(ANSWER_BODY)
 NOT_FOUND = answer(b'{"error":{"message":"not found","type":"invalid_request_error"}}', status=b"404 Not Found")
 GET_ANSWERS = {
-    b"/v1/models": answer(
+    b"models": answer(
         b'{"object":"list","data":[{"id":"bench","object":"model","created":1760000000,"owned_by":"bench"}]}'
     ),
-    b"/health": answer(b"", b"text/plain"),
-    b"/metrics": answer(b"", b"text/plain; version=0.0.4"),
-    b"/get_server_info": answer(b"{}"),
-    b"/server_info": answer(b"{}"),
-    b"/get_model_info": answer(b"{}"),
-    b"/model_info": answer(b"{}"),
+    b"health": answer(b"", b"text/plain"),
+    b"metrics": answer(b"", b"text/plain; version=0.0.4"),
+    b"get_server_info": answer(b"{}"),
+    b"server_info": answer(b"{}"),
+    b"get_model_info": answer(b"{}"),
+    b"model_info": answer(b"{}"),
 }
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
@@ -189,7 +189,7 @@ class ModelServer(asyncio.Protocol):
             else:
                 self.write(CHAT_ANSWER)
         elif method == b"GET":
-            self.write(GET_ANSWERS.get(path, NOT_FOUND))
+            self.write(GET_ANSWERS.get(path.rpartition(b"/")[2], NOT_FOUND))
         else:
             self.write(NOT_FOUND)
 

@@ -19,7 +19,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from math import isfinite
+from math import inf, isfinite
 from typing import TypeVar
 
 import msgspec
@@ -44,6 +44,7 @@ MAX_RETRY_AFTER_S = 3600.0
 _MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _MAX_ROUTES = 4096
 _ERROR_BODY_S = 1.0
+_DESCRIBE_EVERY_S = 60.0
 
 _T = TypeVar("_T")
 _PATHS = {
@@ -117,6 +118,8 @@ class OpenAIEngine:
         self._transport = transport
         self._routes: dict[tuple[str, str | None, object, str], _Route] = {}
         self._servers: dict[tuple[str, str], _Server] = {}
+        self._asked_at: dict[tuple[str, str], float] = {}
+        """When a server that has been well since told what it is, in monotonic seconds."""
 
     async def send(self, request: Request, target: Target, *, request_id: str, timeout_s: float) -> Reply:
         """As `Engine.send`. ``request_id`` goes into a header: printable ASCII, or ValueError."""
@@ -138,19 +141,24 @@ class OpenAIEngine:
         return answer
 
     async def probe(self, target: Target, *, timeout_s: float) -> Probe:
-        """As `Engine.probe`: ``/health`` first, and ``/models`` for the names and the window."""
-        until = time.monotonic() + timeout_s
+        """As `Engine.probe`: ``/health`` first, and ``/models`` for the names and the window.
+
+        A server whose ``/health`` says that it is well is asked for the latter now and then, and after each failure.
+        """
+        now = time.monotonic()
+        key = (target.url, target.model)
+        asked_at, server = self._asked_at.pop(key, -inf), self._servers.get(key)
         try:
-            found = await self._health(target, until)
-            if found is not None:
+            found = await self._health(target, now + timeout_s)
+            if found is not None and found.readiness is not Readiness.READY:
                 return found
-            server = await self._describe(target, until)
+            if found is None or server is None or now - asked_at > _DESCRIBE_EVERY_S:
+                asked_at, server = now, await self._describe(target, now + timeout_s)
         except EngineRefused as error:
-            if error.busy:
-                return Probe(Readiness.BUSY, error.reason)
-            return Probe(Readiness.DOWN, error.reason)
+            return Probe(Readiness.BUSY if error.busy else Readiness.DOWN, error.reason)
         except EngineError as error:
             return Probe(Readiness.DOWN, error.reason)
+        self._asked_at[key] = asked_at
         return Probe(Readiness.READY, "answers", server.models, server.context_window)
 
     async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
@@ -213,7 +221,7 @@ class OpenAIEngine:
     # What a server is, and how it does.
 
     async def _health(self, target: Target, until: float) -> Probe | None:
-        """Returns None when the server is well, or has no such route."""
+        """Returns what the health route says, None when the server has no such route."""
         status, body, retry_after = await self._get(target, _root(target.url), "/health", until)
         if status == 503:
             message = read_rejection(body).message or ""
@@ -224,7 +232,9 @@ class OpenAIEngine:
             return Probe(Readiness.DOWN, "the server says that it is not healthy")
         if status == 429:
             return Probe(Readiness.BUSY, "the server says that it is busy")
-        if 200 <= status < 300 or status in (401, 403, 404, 405, 501):
+        if 200 <= status < 300:
+            return Probe(Readiness.READY, "answers")
+        if status in (401, 403, 404, 405, 501):
             return None
         return Probe(Readiness.DOWN, f"the health route answered {status}")
 
@@ -253,6 +263,7 @@ class OpenAIEngine:
         server = _Server(kind, models, window)
         if len(self._servers) >= _MAX_ROUTES:
             self._servers.clear()
+            self._asked_at.clear()
         self._servers[(target.url, target.model)] = server
         return server
 

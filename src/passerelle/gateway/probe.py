@@ -18,6 +18,8 @@ _EAGER_S = 0.2
 """Between probes of a child of this machine that has never been seen ready."""
 _EAGER_ELSEWHERE_S = 1.0
 """The same, of a server elsewhere."""
+_MOST_PER_S = 50
+"""Probes of targets that are well, per second: with many targets each is asked less often, for requests tell first."""
 _SURE = 2
 """So many failed probes in a row are logged: one alone may be a busy moment."""
 
@@ -83,7 +85,10 @@ class Prober:
             self._known(target, found)
             failed = _note(state, found, failed)
             if state.id in self.seen_ready or eager_for_s <= 0:
-                pause_s = self._interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - spread, no secret
+                pause_s = self._interval_s
+                if found.readiness is Readiness.READY:
+                    pause_s = max(pause_s, len(self._tasks) / _MOST_PER_S)
+                pause_s *= random.uniform(0.8, 1.2)  # noqa: S311 - spread, no secret
             else:
                 pause_s = _EAGER_S if self._managed(target) else min(_EAGER_ELSEWHERE_S, self._interval_s)
                 eager_for_s -= pause_s

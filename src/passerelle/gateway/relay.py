@@ -169,7 +169,7 @@ class StreamRelay:
     def _feed(self, chunk: bytes) -> None:
         """Takes bytes as they arrived, in an event-loop callback: it neither blocks nor raises."""
         if self._plain and self._is_token(chunk):
-            self._client.write(chunk)
+            self._client.write(chunk if self._rename is None else self._rename(chunk))
             return
         if self._done or self._fault is not None:
             return
@@ -180,7 +180,7 @@ class StreamRelay:
             return
         if block:
             self._relay(block)
-        self._plain = self.begun and self._rename is None and not self._aligner.holding and not self._done
+        self._plain = self.begun and not self._aligner.holding and not self._done
 
     def _is_token(self, chunk: bytes) -> bool:
         """Whether a read is one whole event of one more token, and nothing else: most are, and go out as they came."""

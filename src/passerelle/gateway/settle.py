@@ -89,11 +89,13 @@ class Settlement:
         Many rows in a row cost half of what each would cost at its call, with everything else on its path between.
         """
         rows, self._uncounted = self._uncounted, []
+        changed: set[CallMeters] = set()
         for row in rows:
             key = (row.model, row.operation)
             meters = self._meters.get(key)
             if meters is None:
                 meters = self._meters[key] = CallMeters(self._metrics, *key)
             meters.count(row)
-        for meters in self._meters.values():
+            changed.add(meters)
+        for meters in changed:
             meters.publish()
