@@ -54,7 +54,6 @@ class _Entry:
     public_id: str
     principal: Principal
     expires_at_s: float
-    key_expires_at_s: float
 
 
 @dataclass(slots=True)
@@ -141,6 +140,8 @@ class Authenticator:
         self._touched: dict[str, int] = {}
         self._touch_due_s = 0.0
         self._ends: list[tuple[float, str]] = []
+        self._end_of: dict[str, float] = {}
+        """The end of each key that has one and was seen; entries of ``_ends`` that say otherwise are outdated."""
         self._callbacks: list[Callable[[str], None]] = []
         self._tokens: Tokens | None = None
         self._asking = asyncio.Lock()
@@ -268,12 +269,17 @@ class Authenticator:
             self._memory.keep_unknown(parsed, time.monotonic() + UNKNOWN_S)
             return None
         principal = found.principal
-        key_end_s = inf if found.key_expires_at_s is None else found.key_expires_at_s
-        self._memory.keep(digest, _Entry(public_id, principal, principal.expires_at or inf, key_end_s))
+        self._memory.keep(digest, _Entry(public_id, principal, principal.expires_at or inf))
         self._touched[principal.key_id] = int(self._clock() * 1000)
-        if key_end_s != inf:
-            heapq.heappush(self._ends, (key_end_s, principal.key_id))
+        self._note_end(principal.key_id, found.key_expires_at_s)
         return principal
+
+    def _note_end(self, key_id: str, end_s: float | None) -> None:
+        if end_s is None:
+            self._end_of.pop(key_id, None)
+        elif self._end_of.get(key_id) != end_s:
+            self._end_of[key_id] = end_s
+            heapq.heappush(self._ends, (end_s, key_id))
 
     async def _follow(self) -> None:
         while not self._stopping.is_set():
@@ -308,6 +314,7 @@ class Authenticator:
             self.invalidate()
         for change in changes.keys:
             self.invalidate(change.key_id)
+            self._note_end(change.key_id, None if change.ended else change.expires_at_s)
             if change.ended:
                 self._tell_ended(change.key_id)
         if changes.above:
@@ -320,9 +327,9 @@ class Authenticator:
         """Ends keys whose time is over. The old secret of a rotated key is not one: the key's streams go on."""
         now_s = self._clock()
         while self._ends and self._ends[0][0] <= now_s:
-            _, key_id = heapq.heappop(self._ends)
-            digests = self._memory.digests.get(key_id, ())
-            if all(self._memory.entries[digest].key_expires_at_s <= now_s for digest in digests):
+            end_s, key_id = heapq.heappop(self._ends)
+            if self._end_of.get(key_id) == end_s:
+                del self._end_of[key_id]
                 self._memory.drop_key(key_id)
                 self._tell_ended(key_id)
 

@@ -39,10 +39,14 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A key that changed; ``ended`` when it was revoked or has expired, or what it belongs to has ended."""
+    """A key that changed; ``ended`` when it was revoked or has expired, or what it belongs to has ended.
+
+    ``expires_at_s`` is its end in seconds since the epoch, if it has one.
+    """
 
     key_id: str
     ended: bool
+    expires_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +110,7 @@ class Credentials:
             changed_projects = (await connection.execute(_changed(projects, after))).all()
             changed_organisations = (await connection.execute(_changed(organisations, after))).all()
             query = select(keys.c.id, keys.c.revoked_at_ms, keys.c.expires_at_ms).where(keys.c.changed > after)
-            found = [
-                Change(row.id, row.revoked_at_ms is not None or (row.expires_at_ms or now_ms + 1) <= now_ms)
-                for row in await connection.execute(query)
-            ]
+            found = [_change(row, now_ms) for row in await connection.execute(query)]
             if changed_users or changed_projects or changed_organisations:
                 found += [Change(key_id, True) for key_id in await connection.scalars(_ended_from_above(after))]
         return Changes(
@@ -237,6 +238,11 @@ def known_scopes(scopes: list[str]) -> frozenset[Scope]:
 
 def _names(value: list[str] | None) -> frozenset[str] | None:
     return None if value is None else frozenset(value)
+
+
+def _change(row: Any, now_ms: int) -> Change:
+    ended = row.revoked_at_ms is not None or (row.expires_at_ms or now_ms + 1) <= now_ms
+    return Change(row.id, ended, None if row.expires_at_ms is None else row.expires_at_ms / 1000)
 
 
 def _changed(table: Any, after: int) -> Select[Any]:

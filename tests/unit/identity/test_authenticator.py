@@ -321,6 +321,27 @@ async def test_expiry_needs_no_polling_and_ends_streams(
     await until(lambda: made.key.id in ended)
 
 
+async def test_an_end_that_is_moved_counts_from_then_on(
+    authenticator: Authenticator, store: KeyStore, clock: Clock
+) -> None:
+    """A key that is to end earlier ends then, called since or not; one that is to end later goes on."""
+    sooner, later = await make(store), await make(store, expires_at_ms=int(clock() * 1000) + 60_000)
+    ended: list[str] = []
+    authenticator.on_revoked(ended.append)
+    for key in (sooner, later):
+        await authenticator.authenticate(bearer(key.token))
+    for key, end_s in ((sooner, 30), (later, 90)):
+        options = KeyOptions(expires_at_ms=int(clock() * 1000) + end_s * 1000)
+        await store.update(OPERATOR, key.key.id, options)
+    await authenticator.catch_up()
+    clock.ahead_s = 61
+    await until(lambda: ended == [sooner.key.id])
+    assert await refused(authenticator, sooner.token)
+    assert (await authenticator.authenticate(bearer(later.token))).key_id == later.key.id
+    clock.ahead_s = 91
+    await until(lambda: ended == [sooner.key.id, later.key.id])
+
+
 async def test_the_old_secret_of_a_rotated_key_ends_without_ending_the_key(
     authenticator: Authenticator, store: KeyStore, clock: Clock
 ) -> None:
