@@ -25,7 +25,9 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as TimedOut
 
 from passerelle.limits.counters import Hold, Taken, Used, Windows
 from passerelle.limits.memory import MemoryCounters
@@ -52,7 +54,11 @@ SeedFrom = Callable[[Sequence[LimitRule]], Awaitable[Mapping[str, int]]]
 
 
 class StoreDown(Exception):
-    """The store did not answer."""
+    """The store did not answer. ``lost``: the connection ended, so that a new one may find it well."""
+
+    def __init__(self, reason: str = "", *, lost: bool = False) -> None:
+        super().__init__(reason)
+        self.lost = lost
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +69,8 @@ class _Work:
     take: list[tuple[str, int, int, int, bool]] = field(default_factory=list)
     answer: asyncio.Future[list[int]] | None = None
     holder: str = ""
+    again: bool = False
+    """It was sent before, and the connection ended."""
 
 
 class RedisCounters:
@@ -232,10 +240,18 @@ class RedisCounters:
             work.holder = self._holder
         try:
             answers = await self._store.decide(self._holder, [(work.give_back, work.take) for work in batch])
-        except StoreDown:
+        except StoreDown as error:
+            self._waiting[:0] = batch
+            if not error.lost or any(work.again for work in batch):
+                raise
+            # An idle connection outlived its server: what was sent goes again, over a new one, under a new name.
             for work in batch:
-                self._give_up(work)
-            raise
+                work.again = True
+            self.up = False
+            await self._join()
+            if not self.up:
+                raise
+            return
         if answers is None:
             # We were not heard of for so long that what we held was given up: we go on under another name.
             self._waiting[:0] = batch
@@ -296,6 +312,8 @@ class RedisCounters:
         if before is not None and before != self._epoch:
             # It has lost its data, and is filled from the ledger, where what was used meanwhile stands too.
             self._later.clear()
+            for work in self._waiting:
+                work.give_back.clear()
         self.up = True
         if self._lost.is_set():
             logger.warning("the shared store of limits answers again")
@@ -398,7 +416,8 @@ class _Store:
         except NoScriptError:
             raise
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreDown(str(error) or type(error).__name__) from error
+            lost = isinstance(error, ConnectionLost) and not isinstance(error, TimedOut)
+            raise StoreDown(str(error) or type(error).__name__, lost=lost) from error
 
 
 def name_of(rule: LimitRule, start_ms: int) -> str:
