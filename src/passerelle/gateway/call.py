@@ -58,6 +58,8 @@ class Call:
     """Its place when it was last told, None when it never waited."""
     status: int = 0
     outcome: Outcome | None = None
+    settled: bool = False
+    """Its usage row was made before its end, because the end waits for it."""
     error_code: str | None = None
     service: str | None = None
     """The service that makes this call, None when a caller made it."""

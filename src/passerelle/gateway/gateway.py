@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from typing import Any
@@ -31,6 +31,7 @@ from passerelle.gateway.admit import Admission
 from passerelle.gateway.attempt import Attempts, StreamBroken
 from passerelle.gateway.call import Call
 from passerelle.gateway.context import ContextAdmission
+from passerelle.gateway.durable import DurableClient
 from passerelle.gateway.guard import Guard
 from passerelle.gateway.limits import Reservations
 from passerelle.gateway.settle import Settlement
@@ -58,6 +59,7 @@ class Gateway:
         render_stream_error: RenderStreamError,
         guard: Guard | None = None,
         reservations: Reservations | None = None,
+        durable: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._fleet = fleet
         self._context = context
@@ -68,6 +70,8 @@ class Gateway:
         self._render_stream_error = render_stream_error
         self._guard = guard or Guard(metrics)
         self._reservations = reservations
+        self._durable = durable
+        """Waits until the usage rows so far are durable, where answers wait for that; raises Unavailable."""
         self._running: dict[str, dict[asyncio.Task[Any], Call]] = {}
         """Calls under way, by key and task."""
         self._alarm: asyncio.TimerHandle | None = None
@@ -80,6 +84,8 @@ class Gateway:
         """
         task = asyncio.current_task()
         assert task is not None
+        if self._durable is not None:
+            client = DurableClient(client, call, self._settle_durably)
         client.on_gone(task.cancel)
         if call.deadline < self._alarm_at:
             self._set_alarm(call.deadline)
@@ -112,7 +118,10 @@ class Gateway:
                 self._running.pop(call.principal.key_id, None)
             if call.outcome is None:
                 call.outcome, call.status = Outcome.FAILED, call.status or 500
-            self._settlement.settle(call)
+            if not call.settled:
+                self._settlement.settle(call)
+            if self._durable is not None and not client.gone:
+                await self._durable()
 
     async def _run(self, call: Call, client: Client) -> None:
         model = resolve(call)
@@ -123,7 +132,8 @@ class Gateway:
                 return
             except PasserelleError as error:
                 reason = fallback_reason(error)
-                other = None if reason is None or client.started else _fallback(call, model, reason, tried)
+                ended = client.started or call.settled
+                other = None if reason is None or ended else _fallback(call, model, reason, tried)
                 if other is None:
                     raise
                 self._metrics.fallbacks.labels(model.name, reason).inc()
@@ -153,6 +163,15 @@ class Gateway:
                 await guarded.run(client, partial(self._attempts.run, call, pool))
         finally:
             lease.release()
+
+    async def _settle_durably(self, call: Call) -> None:
+        """Settles a call whose answer is about to end. Raises Unavailable when its row cannot be kept."""
+        if not call.settled:
+            call.settled = True
+            call.outcome = call.outcome or Outcome.OK
+            self._settlement.settle(call)
+        assert self._durable is not None
+        await self._durable()
 
     async def _end_with(self, error: PasserelleError, call: Call, client: Client) -> None:
         """Ends a stream that began: one error event, no ``[DONE]``."""
