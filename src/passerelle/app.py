@@ -15,6 +15,7 @@ from passerelle.accounting.ledger import Ledger
 from passerelle.accounting.retention import Retention
 from passerelle.accounting.rollup import Rollup
 from passerelle.catalog.holder import Catalog
+from passerelle.catalog.problem import ConfigurationError, Mark, Problem
 from passerelle.catalog.watch import Watcher
 from passerelle.domain.client import Headers
 from passerelle.domain.guardrail import Verdict
@@ -30,6 +31,7 @@ from passerelle.engines.openai import OpenAIEngine
 from passerelle.engines.tgi import TgiEngine
 from passerelle.engines.transport import Transport
 from passerelle.engines.vllm_legacy import VllmLegacyEngine
+from passerelle.faces.admin.audit import AuditFace
 from passerelle.faces.admin.keys import KeysFace
 from passerelle.faces.admin.me import MeFace
 from passerelle.faces.admin.organisations import OrganisationsFace
@@ -221,6 +223,7 @@ class Passerelle:
                     keys=KeysFace(self.database, self.catalog, repeats, changed),
                     docs=DocsFace(),
                     auth=self.people.face,
+                    audit=AuditFace(self.database),
                 )
             )
         )
@@ -380,8 +383,11 @@ def _queue_rules(settings: Settings) -> QueueRules:
 def _runner(settings: Settings, queue: JobQueue, kinds: Kinds) -> Runner:
     if settings.jobs.engine == "local":
         return LocalRunner(queue, kinds, concurrency=settings.jobs.concurrency)
-    from passerelle.jobs.celery import CeleryRunner, celery_application  # an extra, and a second of a start
-
+    try:
+        from passerelle.jobs.celery import CeleryRunner, celery_application  # an extra, and a second of a start
+    except ModuleNotFoundError as error:
+        message = f"Celery cannot be imported ({error}): install passerelle[celery]"
+        raise ConfigurationError([Problem(Mark("jobs.engine"), "jobs.engine", message)]) from error
     return CeleryRunner(queue, celery_application(settings.jobs.broker))
 
 

@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -498,6 +500,37 @@ def test_nothing_secret_was_written_anywhere(world: World) -> None:
         assert secret.encode() not in written
 
 
+def test_the_audit_log_is_for_those_who_may_read_it(world: World) -> None:
+    """An owner and an auditor see their organisation's entries; a member, an admin and strangers see none."""
+    ada = world.registered(role="owner")
+    ada.sign_in()
+    answer = ada.get("/admin/audit?limit=5&action=sign_in")
+    assert answer.status_code == 200
+    page = answer.json()
+    assert len(page["data"]) == 5
+    assert all(entry["action"].startswith("sign_in.") for entry in page["data"])
+    more = ada.get(f"/admin/audit?limit=5&action=sign_in&after={page['next']}").json()
+    assert more["data"][0]["number"] < page["data"][-1]["number"]
+    assert {entry["organisation"] for entry in more["data"]} == {"default"}
+    for elsewhere in ("other", "*"):
+        assert ada.get(f"/admin/audit?organisation={elsewhere}").status_code == 404
+    everything = world.gateway.get("/admin/audit?organisation=*&limit=500", key=world.gateway.key)
+    assert everything[0] == 200
+    assert "*" in {entry["organisation"] for entry in json.loads(everything[1])["data"]}
+    for role, status in (("auditor", 200), ("member", 403), ("admin", 403), ("viewer", 403)):
+        bob = world.registered(role=role)
+        bob.sign_in()
+        assert bob.get("/admin/audit").status_code == status
+    world.change(ada, project="default")
+    until = time.monotonic() + 5
+    while (status := ada.get("/admin/audit").status_code) == 200 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert status == 403
+    for bad in ("since=yesterday", "after=x", "limit=0", "more=1", "actor=%00"):
+        assert world.gateway.get(f"/admin/audit?{bad}", key=world.gateway.key)[0] == 400
+    assert world.gateway.get("/admin/audit")[0] == 401
+
+
 def test_everything_was_noted_and_the_log_is_whole(world: World) -> None:
     """Registrations, sign-ins, failures, new passwords and sign-outs are in the audit log, whose chain holds."""
     actions = {row["action"] for row in world.audit()}
@@ -509,3 +542,7 @@ def test_everything_was_noted_and_the_log_is_whole(world: World) -> None:
         "user.change_password",
         "user.reset_password",
     }
+    command = [sys.executable, "-m", "passerelle", "audit", "verify", "--home", str(world.gateway.home)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "none changed, removed or moved" in result.stdout

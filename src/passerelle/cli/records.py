@@ -60,6 +60,19 @@ def on_database(
     raise typer.Exit(2)
 
 
+def public_address(config: Path | None, home: Path | None, database: str | None) -> str:
+    """Returns the address that people's browsers use; bad settings end the command."""
+    flags = {"home": None if home is None else str(home), "database": database}
+    try:
+        settings = from_process(config, flags).settings
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        raise typer.Exit(2) from None
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    return settings.auth.public_url or f"http://{host}:{settings.server.port}"
+
+
 def operator() -> Maker:
     """Returns who works at this machine, for the audit log: the system's user. Nothing limits them."""
     try:

@@ -17,12 +17,17 @@ from passerelle.cli.records import (
     OrganisationOption,
     on_database,
     operator,
+    public_address,
 )
 from passerelle.cli.table import print_fields, print_json, print_table
+from passerelle.domain.errors import Conflict
 from passerelle.domain.principal import Role
+from passerelle.identity.accounts import Accounts, password_link
 from passerelle.identity.options import SAME
 from passerelle.identity.organisations import OrganisationStore
+from passerelle.identity.passwords import Passwords
 from passerelle.identity.projects import ProjectStore
+from passerelle.identity.secrets import Secrets
 from passerelle.identity.users import Kind, User, UserOptions, UserStore
 from passerelle.storage.engine import Database
 
@@ -177,6 +182,36 @@ def enable(
     options = UserOptions(disabled=False)
     changed = on_database(config, home, database, lambda opened: _change(opened, organisation, user, options))
     print(f"Enabled {changed.name!r} ({changed.id}).", file=sys.stderr)
+
+
+@app.command("reset-link")
+def reset_link(
+    user: UserArgument,
+    organisation: OrganisationOption = DEFAULT_ORGANISATION,
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+) -> None:
+    """Print a link with which a person sets a new password, once, within an hour."""
+    address = public_address(config, home, database)
+    link = on_database(config, home, database, lambda opened: _reset_link(opened, organisation, user, address))
+    print("Whoever has this link can sign in as that person: hand it to them alone.", file=sys.stderr)
+    print(link)
+
+
+async def _reset_link(database: Database, organisation: str, user: str, address: str) -> str:
+    store = UserStore(database, await _tenant(database, organisation))
+    passwords = Passwords()
+    try:
+        accounts = Accounts(database, passwords, Secrets(database))
+        account = await accounts.get((await store.find(user)).id)
+        if account is None or account.disabled:
+            raise Conflict(f"{user!r} does not sign on: the user is disabled, or a service account.")
+        token = await accounts.reset_token(account)
+        await accounts.record_link(account, operator().actor)
+    finally:
+        passwords.close()
+    return password_link(address, token)
 
 
 async def _tenant(database: Database, organisation: str) -> str:

@@ -27,7 +27,7 @@ from passerelle.faces.admin.resource import Body, decode
 from passerelle.faces.auth_page import CONTENT_SECURITY_POLICY, RESET_PAGE
 from passerelle.faces.browser import Browser
 from passerelle.faces.described import Described
-from passerelle.identity.accounts import Account, Accounts
+from passerelle.identity.accounts import Account, Accounts, password_link
 from passerelle.identity.audit import Actor
 from passerelle.identity.authenticator import credential
 from passerelle.identity.jwt import Tokens
@@ -253,7 +253,7 @@ class AuthFace:
         # The token is made for nobody too: the time it takes tells nothing.
         token = await self._on.accounts.reset_token(account or _NOBODY)
         if account is not None and account.email is not None and not account.disabled:
-            mailer.post(account.email, "A new password", _letter(account, reset_link(public_url, token)))
+            mailer.post(account.email, "A new password", _letter(account, password_link(public_url, token)))
         await _respond(
             context, Accepted("If there is such an account, a link is on its way to its address."), status=202
         )
@@ -399,11 +399,6 @@ class AuthFace:
         if self._on.provider is None:
             raise Conflict("No identity provider is configured here.", code="oidc_not_configured")
         return self._on.provider
-
-
-def reset_link(public_url: str, token: str) -> str:
-    """Returns the link that a token is sent in. Behind ``#`` it is in no server's log and no referrer."""
-    return f"{public_url.rstrip('/')}/auth/password/reset#{token}"
 
 
 def _letter(account: Account, link: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from passerelle.domain.principal import Scope
+from passerelle.faces.admin.audit import AUDIT
 from passerelle.faces.admin.keys import KEYS
 from passerelle.faces.admin.me import ME
 from passerelle.faces.admin.organisations import ORGANISATIONS
@@ -161,6 +162,7 @@ DESCRIBED: tuple[Described, ...] = (
     *OPEA,
     *TGI,
     *AUTH,
+    *AUDIT,
 )
 """Every route but OpenAI's and the documentation's own; a face adds its own tuple here."""
 

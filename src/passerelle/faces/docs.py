@@ -55,6 +55,7 @@ _TAGS = [
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},
     {"name": "Health", "description": "For supervisors and monitoring."},
     {"name": "Organisations", "description": "The tenants."},
+    {"name": "Audit", "description": "Who did what."},
     {"name": "Sign-on", "description": "How people sign on and off, and get new passwords."},
     {"name": "Projects", "description": "What usage and limits are counted for."},
     {"name": "Users", "description": "People and service accounts, and their roles."},

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import ANY_KEY, Route, RouteTable
+from passerelle.faces.admin.audit import AuditFace
 from passerelle.faces.admin.keys import KeysFace
 from passerelle.faces.admin.me import MeFace
 from passerelle.faces.admin.organisations import OrganisationsFace
@@ -44,6 +45,7 @@ class Faces:
     keys: KeysFace
     docs: DocsFace
     auth: AuthFace
+    audit: AuditFace
 
 
 def routes(faces: Faces) -> list[Route]:
@@ -92,6 +94,7 @@ def routes(faces: Faces) -> list[Route]:
         ]
     auth = faces.auth
     table += [
+        Route("GET", "/admin/audit", Scope.AUDIT_READ, faces.audit.show),
         Route("GET", "/auth/methods", None, auth.methods),
         Route("POST", "/auth/sign-in", None, auth.sign_in),
         Route("POST", "/auth/token", None, auth.token),

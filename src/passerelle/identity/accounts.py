@@ -241,6 +241,18 @@ class Accounts:
             account = await self._follow_provider(account, role, organisation, project, address)
         return account.admit()
 
+    async def record_link(self, account: Account, actor: Actor) -> None:
+        """Writes into the audit log that somebody made a link for a new password."""
+        async with self._database.write() as connection:
+            await append(
+                connection,
+                actor,
+                action="user.reset_link",
+                organisation=account.organisation,
+                subject_kind="user",
+                subject_id=account.id,
+            )
+
     async def record_sign_in(self, account: Account, how: str, address: str | None, request_id: str | None) -> None:
         """Writes into the audit log that somebody signed in."""
         async with self._database.write() as connection:
@@ -418,6 +430,11 @@ class Accounts:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+def password_link(public_url: str, token: str) -> str:
+    """Returns the link that a token is sent in. Behind ``#`` it is in no server's log and no referrer."""
+    return f"{public_url.rstrip('/')}/auth/password/reset#{token}"
 
 
 def _query() -> Select[Any]:
