@@ -124,7 +124,7 @@ class _Compiler:
             summary_turns=section.summary_turns,
             max_new_turns=section.max_new_turns,
             temperature=section.temperature,
-            top_p=section.top_p,
+            top_p=section.top_p or None,
             reduce=section.reduce,
             consolidate=section.consolidate,
             reduce_prompt=reducing,

@@ -178,6 +178,8 @@ def compile_template(text: str, limits: TemplateLimits) -> JinjaTemplate:
     """Checks and compiles a template. Raises TemplateError with the line of what is not allowed."""
     if len(text) > limits.max_characters:
         raise TemplateError(f"it is longer than {limits.max_characters:,} characters, too long for a Jinja template")
+    if text.count("{{") + text.count("{%") > limits.max_nodes:  # before it is parsed
+        raise TemplateError(f"it has more than {limits.max_nodes:,} parts")
     environment = _environment(_Meter(limits))
     try:
         tree = environment.parse(text)

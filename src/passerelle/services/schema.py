@@ -55,7 +55,7 @@ class FlavorSection(Section, frozen=True, kw_only=True):
         default=9, name="maxNewTurns"
     )
     temperature: Annotated[float, Meta(ge=0, le=2, description="Of sampling.")] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1, description="Of sampling.")] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1, description="Of sampling; 0 leaves it to the model.")] | None = None
     reduce: Annotated[bool, Meta(description="Read the results of all parts once more, together.")] = key(
         default=False, name="reduceSummary"
     )

@@ -1,9 +1,10 @@
 """Service manifests: how a service is written in YAML, and what it means.
 
 A file holds one service at its top (``name:``, ``flavor:`` …), or several by their ids (``summarize-en: {…}``), or
-groups of them (``summarize: {en: {…}, fr: {…}}``, whose ids are ``summarize/en`` and ``summarize/fr``). The keys of
-LinTO's LLM Gateway are read as it reads them, and these are added: ``strategy``, ``model`` and ``fallbacks``,
-``prompt``, ``limits``, ``output``, ``language``, ``metadata``. Every mistake is told with file, line and key.
+groups of them (``summarize: {en: {…}, fr: {…}}``, whose ids are ``summarize/en`` and ``summarize/fr``); ``services:``
+around all of them is no group. The keys of LinTO's LLM Gateway are read as it reads them, and these are added:
+``strategy``, ``model`` and ``fallbacks``, ``prompt``, ``limits``, ``output``, ``language``, ``metadata``. Every mistake
+is told with file, line and key.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ def _services(root: Table, shaper: Shaper) -> Iterator[tuple[str, Table]]:
         name = root.get("name")
         yield (name.text if isinstance(name, Scalar) else ""), root
         return
+    inner = root.get("services")
+    if isinstance(inner, Table) and _is_group(inner) and root.entries.keys() <= {"services", "defaults"}:
+        root = inner
     waiting: list[tuple[str, Node, int]] = [("", root, 0)]
     while waiting:
         path, node, depth = waiting.pop()

@@ -108,6 +108,8 @@ def test_the_document_for_clients_is_the_yaml(read: Read) -> None:
         ("name: solo\nprompt: one\nflavor: [{name: f, modelName: m}]", ["solo"], ["solo"]),
         ("fr: {model: m, prompt: one, route: summarize/fr}", ["fr"], ["summarize/fr"]),
         ("Résumé long: {model: m, prompt: one, name: r, route: resume}", ["Résumé long"], ["resume"]),
+        ("services: {a: {model: m, prompt: one}, b: {c: {model: m, prompt: one}}}", ["a", "b/c"], ["a", "b/c"]),
+        ("services: {model: m, prompt: one}", ["services"], ["services"]),
         ("defaults: [x]\na: {model: m, prompt: one}", ["a"], ["a"]),
         ("# nothing", [], []),
         ("", [], []),
@@ -178,6 +180,11 @@ def test_our_own_keys(read: Read) -> None:
 def test_output_can_be_one_word(read: Read) -> None:
     """`output: markdown` is enough."""
     assert only(read("s: {model: m, prompt: one, output: markdown}")).output == OutputSpec("markdown")
+
+
+def test_a_top_p_of_zero_is_left_to_the_model(read: Read) -> None:
+    """The original applied it only above 0."""
+    assert only(read("s: {prompt: one, flavor: [{name: f, modelName: m, top_p: 0}]}")).flavors[0].top_p is None
 
 
 def test_yes_and_no_are_still_true_and_false(read: Read) -> None:
