@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from passerelle.domain.client import Client
-from passerelle.domain.errors import ContentBlocked, PasserelleError
+from passerelle.domain.errors import BadRequest, ContentBlocked, PasserelleError
 from passerelle.domain.guardrail import Action, Guardrail, Guardrails, Stage, Verdict
 from passerelle.domain.model import Model
 from passerelle.domain.request import Request
@@ -70,6 +70,8 @@ class Guard:
                 await asyncio.to_thread(_review_request, request, guardrails, finds)
             else:
                 _review_request(request, guardrails, finds)
+        except RecursionError:
+            raise BadRequest("The request body is nested too deeply.") from None
         finally:
             self.tell(guardrails, finds, Stage.BEFORE, call, model)
         for guardrail in guardrails:

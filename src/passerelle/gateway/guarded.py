@@ -191,11 +191,14 @@ class GuardedClient:
         self._client.abort()
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """As `Client.respond`, of an answer as it may be seen. Raises ContentBlocked."""
-        if len(body) > THREAD_BYTES:
-            body = await asyncio.to_thread(self._review_document, body)
-        else:
-            body = self._review_document(body)
+        """As `Client.respond`, of an answer as it may be seen. Raises ContentBlocked, or UpstreamFailed."""
+        try:
+            if len(body) > THREAD_BYTES:
+                body = await asyncio.to_thread(self._review_document, body)
+            else:
+                body = self._review_document(body)
+        except (ValueError, RecursionError):
+            raise _not_readable() from None
         await self._client.respond(status, headers, body)
 
     def write(self, data: bytes) -> None:
@@ -207,8 +210,8 @@ class GuardedClient:
             for event in data.split(b"\n\n"):
                 if event and self._event(event, out):
                     break
-        except msgspec.DecodeError:
-            self._halt(UpstreamFailed("The model server sent something that cannot be checked; retry the request."))
+        except (ValueError, RecursionError):
+            self._halt(_not_readable())
         if out:
             self._client.write(b"".join(out))
         if self._blockers and (blocker := self._blocker()) is not None:
@@ -346,6 +349,10 @@ class GuardedClient:
             value = [value | {"index": step}] if isinstance(step, int) else {step: value}
         choice = {"index": number, **value, "finish_reason": None}
         return _event_of({key: item for key, item in self._envelope.items() if key != "usage"} | {"choices": [choice]})
+
+
+def _not_readable() -> UpstreamFailed:
+    return UpstreamFailed("The model server sent something that cannot be checked; retry the request.")
 
 
 def _event_of(parsed: dict[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from passerelle.gateway.guarded import GuardedClient
 from passerelle.guardrails.guardrail import compile_guardrail
 
 DONE = b"data: [DONE]\n\n"
+DEEP = b'{"choices":[{"a":' + b"[" * 5000 + b"]" * 5000 + b"}]}"
 ENVELOPE = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 
 
@@ -290,6 +291,15 @@ async def test_a_whole_answer_that_nothing_changes_stays_as_it_is() -> None:
         assert caller.body == body
 
 
+async def test_a_whole_answer_that_cannot_be_read_does_not_pass() -> None:
+    """What cannot be looked into is a failure of the model server."""
+    for body in (DEEP, b'{"choices":[{"a":"\xff"}]}'):
+        client, caller, _ = guarded(guardrail())
+        with pytest.raises(UpstreamFailed):
+            await client.respond(200, [], body)
+        assert caller.body == b""
+
+
 async def test_a_whole_answer_is_blocked() -> None:
     """The caller gets an error in its place."""
     client, caller, _ = guarded(guardrail(Action.BLOCK))
@@ -318,11 +328,12 @@ def test_tokens_do_not_tell_what_was_masked() -> None:
         {"choices": [{"index": [0], "delta": {}}]},
         {"choices": {"0": {}}},
         {"choices": [{"text": 1}]},
+        DEEP,
     ],
 )
-def test_what_cannot_be_looked_into_does_not_pass(bad: dict[str, Any]) -> None:
+def test_what_cannot_be_looked_into_does_not_pass(bad: dict[str, Any] | bytes) -> None:
     """An event of another shape ends the stream: nothing unseen goes on, and nothing raises in the event loop."""
     client, caller, stopped = guarded(guardrail())
-    client.write(b"data: " + json.dumps(bad).encode() + b"\n\n")
+    client.write(b"data: " + (bad if isinstance(bad, bytes) else json.dumps(bad).encode()) + b"\n\n")
     assert isinstance(stopped[0], UpstreamFailed)
     assert caller.data == b""
