@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from passerelle.edge.asgi import AsgiExchange, Receive, Scope, Send
 from passerelle.edge.dispatch import Dispatcher
+from passerelle.edge.socket import SocketExchange
 
 
 class AsgiApplication:
@@ -39,7 +40,11 @@ class AsgiApplication:
             await self._lifespan(receive, send)
         elif kind == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            socket = SocketExchange(scope, receive, send)
+            try:
+                await self._dispatcher(socket)
+            finally:
+                await socket.finish()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

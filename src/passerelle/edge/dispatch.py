@@ -15,6 +15,7 @@ from passerelle.domain.ids import IdSequence, is_request_id
 from passerelle.domain.principal import Network, Principal, Scope
 from passerelle.edge.address import caller_address
 from passerelle.edge.exchange import ClientGone, Exchange, header, header_values
+from passerelle.edge.socket import WEBSOCKET
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,9 @@ class RouteTable:
                 raise NotFound("There is nothing at this address; the list of routes is at /docs.")
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:
-            allowed = ", ".join(sorted(methods))
+            if tuple(methods) == (WEBSOCKET,):
+                raise MethodNotAllowed("This address is a websocket.", headers=((b"allow", b"GET"),))
+            allowed = ", ".join(sorted(name for name in methods if name != WEBSOCKET))
             raise MethodNotAllowed(f"This address takes {allowed}.", headers=((b"allow", allowed.encode()),))
         return route, parameters
 

@@ -323,6 +323,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stalled_bytes = 0
         self._progress = False
         self._in_trailers = False
+        self._upgrading = False  # to a websocket, once the parser has let go
         self._encoded = False  # the head has a Content-Encoding
         self._rendered: Headers = []
         self._common_head = b""
@@ -356,7 +357,10 @@ class EdgeProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
             return
         except httptools.HttpParserUpgrade:
-            pass  # answered as if it had not been asked for
+            if self._upgrading:
+                self._to_websocket()
+                return
+            # Any other upgrade is answered as if it had not been asked for.
         if self._progress:
             self._silent_bytes = 0
             return
@@ -480,6 +484,12 @@ class EdgeProtocol(HttpToolsProtocol):
         if length is None:
             self._refuse(400, "malformed_request", "The request's version or framing is not one of HTTP/1.1.")
             return
+        if self.parser.should_upgrade() and length == 0 and self._should_upgrade():
+            if self._active is None and (self.cycle is None or self.cycle.response_complete):
+                self._upgrading = True
+            else:
+                self._hang_up_after_active()
+            return
         self._body_started, self._body_bytes = self.read_at, 0
         # The ASGI path answers 413 without reading the body.
         exchange = self._direct_exchange(version) if length <= self.limits.max_body_bytes else None
@@ -512,13 +522,25 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._incoming is not None:
             self._incoming.received()
             self._incoming = None
-        elif not self._refused and self.cycle is not None:
+        elif not self._refused and not self._upgrading and self.cycle is not None:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unset_keepalive_if_required()
         self.deadline = time.monotonic() + self.limits.keep_alive_s
+
+    def _to_websocket(self) -> None:
+        """Hands the connection over to uvicorn's websocket protocol, which reads the head again."""
+        self.connections.discard(self)
+        lines = [b"%b %b HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines += [b"%b: %b" % header for header in self.headers]
+        assert self.ws_protocol_class is not None
+        make: Callable[..., asyncio.Protocol] = self.ws_protocol_class
+        protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        protocol.connection_made(self.transport)
+        protocol.data_received(b"\r\n".join(lines) + b"\r\n\r\n")
+        self.transport.set_protocol(protocol)
 
     # The direct path
 

@@ -15,6 +15,7 @@ import uvicorn
 from passerelle.edge.acceptor import Acceptor
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.protocol import DirectPath, EdgeProtocol
+from passerelle.edge.socket import MAX_MESSAGE_BYTES
 
 BACKLOG = 4096
 _FORCED_S = 2.0
@@ -69,7 +70,11 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             application,
             http=protocol,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=20.0,
+            ws_ping_timeout=20.0,
+            ws_per_message_deflate=False,  # a small message could be a gigabyte of text
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -104,10 +109,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:
             # A second Ctrl-C skips the application's end; what was accounted is to be written all the same.
-            if self.server_state.tasks:
-                await asyncio.wait(tuple(self.server_state.tasks), timeout=_FORCED_S)
-            await self.lifespan.shutdown()
-        if self.force_exit:
             if self.server_state.tasks:
                 await asyncio.wait(tuple(self.server_state.tasks), timeout=_FORCED_S)
             await self.lifespan.shutdown()
