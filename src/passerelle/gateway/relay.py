@@ -100,7 +100,7 @@ async def read_document(call: Call, reply: Reply) -> bytes:
         document = _decode_document(body)
         if not body.isascii():
             body.decode()  # the decoder skips over what it is not asked for, broken UTF-8 included
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineBroke("the answer is not JSON of the expected shape") from error
     if not _answers(document, call.request.operation):
         raise EngineBroke("the answer holds no result")
@@ -191,7 +191,7 @@ class StreamRelay:
             return False
         try:
             parsed = _decode_event(chunk[6:-2])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         if parsed.error or parsed.usage is not None or parsed.object == "error" or len(parsed.choices) <= 2:
             return False
@@ -239,7 +239,7 @@ class StreamRelay:
             if not data.isascii():
                 data.decode()
             parsed = _decode_event(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._break("an event is not JSON of the expected shape")
         if (parsed.error and bytes(parsed.error) != b"null") or parsed.object == "error":
             return self._break("the server reported an error in the stream")

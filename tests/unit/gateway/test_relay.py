@@ -177,8 +177,9 @@ async def test_any_cut_gives_the_same_bytes(sizes: list[int], crlf: bool, commen
         b'data: ["a list"]\n\n',
         b"data: \xff\xfe\n\n",
         b"data: " + b"x" * 2_000_000 + b"\n\n",
+        b'data: {"choices":[' + b"[" * 5000 + b"]" * 5000 + b"]}\n\n",
     ],
-    ids=["not-json", "nan", "error", "vllm-error", "no-choices", "list", "not-utf8", "huge"],
+    ids=["not-json", "nan", "error", "vllm-error", "no-choices", "list", "not-utf8", "huge", "deep"],
 )
 async def test_nonsense_breaks_the_stream(bad: bytes) -> None:
     """An event that is none ends the stream as broken; nothing of it reaches the caller, nor anything after it."""
@@ -256,7 +257,17 @@ async def test_a_document_gives_its_usage() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[1]", b'{"usage": "many"}', b"\xff", b'{"error":{}}', b'{"choices":[]}']
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[1]",
+        b'{"usage": "many"}',
+        b"\xff",
+        b'{"error":{}}',
+        b'{"choices":[]}',
+        b'{"choices":' + b"[" * 5000,
+    ],
 )
 async def test_a_document_that_is_none_is_broken(body: bytes) -> None:
     """An answer that is not JSON of the expected shape never reaches the caller."""
