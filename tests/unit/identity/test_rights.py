@@ -1,0 +1,339 @@
+"""Nobody gives more than they have: over all ways to make or edit keys and users (promise 16, row D6)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.harness.people import OPERATOR, make_key, make_organisation, make_user
+
+from passerelle.domain.errors import Forbidden, NotFound, PasserelleError, Unauthenticated
+from passerelle.domain.principal import ROLE_SCOPES, Network, Principal, Role, Scope
+from passerelle.identity.audit import Actor
+from passerelle.identity.credentials import Credentials
+from passerelle.identity.keys import Key, KeyOptions, KeyStore, NewKey, all_keys
+from passerelle.identity.options import SAME
+from passerelle.identity.projects import ProjectOptions, ProjectStore
+from passerelle.identity.rights import Maker, Rights, excess
+from passerelle.identity.token import parse
+from passerelle.identity.users import UserOptions, UserStore
+from passerelle.storage.engine import Database, open_database
+from passerelle.storage.migrations import upgrade
+
+TENANT_SCOPES = sorted(frozenset(Scope) - {Scope.ADMIN})
+MODELS = ("a", "b", "c")
+NETWORKS = tuple(map(ip_network, ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "192.0.2.0/24", "2001:db8::/32")))
+ADDRESSES = tuple(map(ip_address, ("10.9.9.9", "10.1.9.9", "10.1.2.3", "192.0.2.7", "2001:db8::7", "8.8.8.8", "::1")))
+NOW_MS = int(time.time() * 1000)
+ENDS_MS = (None, NOW_MS + 3_600_000, NOW_MS + 7_200_000)
+
+scope_sets = st.frozensets(st.sampled_from(TENANT_SCOPES))
+name_sets = st.none() | st.frozensets(st.sampled_from(MODELS))
+network_sets = st.none() | st.lists(st.sampled_from(NETWORKS), max_size=3).map(tuple)
+rights = st.builds(
+    Rights,
+    scopes=st.frozensets(st.sampled_from(sorted(Scope))),
+    project=st.sampled_from([None, "p", "q"]),
+    models=name_sets,
+    services=name_sets,
+    networks=network_sets,
+    expires_at_ms=st.sampled_from(ENDS_MS),
+    weight=st.sampled_from([0.5, 1.0, 2.0]),
+)
+
+
+def allows(names: frozenset[str] | None, name: str) -> bool:
+    """Whether a bound lets a name pass."""
+    return names is None or name in names
+
+
+def comes(networks: tuple[Network, ...] | None, address: Any) -> bool:
+    """Whether a bound lets an address pass."""
+    return networks is None or any(address in network for network in networks)
+
+
+def is_within(child: Rights, parent: Rights) -> bool:
+    """Whether whatever the child may do the parent may do: asked case by case, not by comparing bounds."""
+    scopes = Scope.ADMIN in parent.scopes or child.scopes <= parent.scopes
+    names = all(
+        allows(having, name) or not allows(giving, name)
+        for having, giving in ((parent.models, child.models), (parent.services, child.services))
+        for name in (*MODELS, "another")
+    )
+    places = all(comes(parent.networks, each) or not comes(child.networks, each) for each in ADDRESSES)
+    return scopes and names and places and (child.expires_at_ms or inf) <= (parent.expires_at_ms or inf)
+
+
+@given(rights, rights)
+def test_what_is_not_too_much_is_within(parent: Rights, child: Rights) -> None:
+    """The rule finds something too much wherever a child could do what its parent cannot."""
+    if not excess(parent, child):
+        assert is_within(child, parent)
+        assert Scope.ADMIN in parent.scopes or parent.project in (None, child.project)
+
+
+@given(rights)
+def test_the_same_is_never_too_much(own: Rights) -> None:
+    """Whoever has something may give just that."""
+    assert excess(own, own) == []
+
+
+class Realm:
+    """One organisation in which everything grows from one key, and who tries what in it."""
+
+    def __init__(self, database: Database, root: NewKey, organisation: str, projects: list[str]) -> None:
+        self.database = database
+        self.root = root
+        self.organisation = organisation
+        self.projects = projects
+        self.store = KeyStore(database, organisation)
+        self.users = UserStore(database, organisation)
+        self.tokens = {root.key.id: root.token}
+        self.people: list[str] = []
+        self.done = 0
+
+    async def principal(self, key_id: str) -> Principal | None:
+        """Returns who calls with a key, None when it is not valid."""
+        parsed = parse(self.tokens[key_id])
+        assert parsed is not None
+        found = await Credentials(self.database).look_up(parsed[0])
+        return None if found is None or found.revoked else found.principal
+
+    async def attempt(self, step: dict[str, Any]) -> None:
+        """Somebody tries something; what succeeds is held against what they had."""
+        maker_id = sorted(self.tokens)[step["maker"] % len(self.tokens)]
+        principal = await self.principal(maker_id)
+        if principal is None:
+            return
+        had = replace((await self.store.get(maker_id)).rights, scopes=principal.scopes)
+        by = Maker(Actor("key", maker_id, "k"), principal)
+        target = sorted(self.tokens)[step["target"] % len(self.tokens)]
+        user = self.people[step["target"] % len(self.people)] if self.people else None
+        try:
+            touched = await self._do(by, step, target, user)
+        except PasserelleError:
+            return
+        self.done += 1
+        if touched is not None:
+            assert is_within(touched.rights, had), (step, had, touched)
+
+    async def _do(self, by: Maker, step: dict[str, Any], target: str, user: str | None) -> Key | None:
+        match step["what"]:
+            case "create":
+                project = self.projects[step["project"]] if step["project"] is not None else SAME
+                owner = {"own": SAME, "nobody": None, "somebody": user or SAME}[step["owner"]]
+                made = await self.store.create(by, replace(step["options"], project=project, user=owner))
+                self.tokens[made.key.id] = made.token
+                return made.key
+            case "edit":
+                return await self.store.update(by, target, replace(step["options"], name=SAME))
+            case "rotate":
+                rotated = await self.store.rotate(by, target, overlap_s=60)
+                self.tokens[target] = rotated.token
+                return rotated.key
+            case "revoke":
+                await self.store.revoke(by, target)
+            case "user":
+                kind = "service" if step["project"] else "person"
+                options = UserOptions(name=f"u{len(self.people)}", role=step["role"])
+                self.people.append((await self.users.create(by, options, kind)).id)  # type: ignore[arg-type]
+            case "role":
+                await self.users.update(by, user or "nobody", UserOptions(role=step["role"]))
+            case "project":
+                chosen = self.projects[step["project"] or 0]
+                options = ProjectOptions(models=step["options"].models)
+                await ProjectStore(self.database, self.organisation).update(by, chosen, options)
+        return None
+
+
+options = st.builds(
+    KeyOptions,
+    name=st.just("k"),
+    scopes=st.just(SAME) | scope_sets,
+    models=st.just(SAME) | name_sets,
+    services=st.just(SAME) | name_sets,
+    networks=st.just(SAME) | network_sets,
+    expires_at_ms=st.sampled_from([SAME, *ENDS_MS]),
+    weight=st.sampled_from([SAME, 0.5, 3.0]),
+)
+steps = st.fixed_dictionaries(
+    {
+        "what": st.sampled_from(
+            ["create", "create", "create", "edit", "edit", "rotate", "revoke", "user", "role", "project"]
+        ),
+        "maker": st.integers(0, 50),
+        "target": st.integers(0, 50),
+        "options": options,
+        "owner": st.sampled_from(["own", "nobody", "somebody"]),
+        "project": st.sampled_from([None, 0, 1]),
+        "role": st.sampled_from(list(Role)),
+    }
+)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop for examples that are synchronous."""
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+def test_no_sequence_of_makings_and_editings_widens_anything(tmp_path: Path, loop: asyncio.AbstractEventLoop) -> None:
+    """From one key of an organisation, whoever makes, edits, rotates and appoints in any order: each success gave at
+    most what its maker had, and in the end nothing may do what the first key could not."""
+    database = open_database("sqlite", tmp_path)
+    loop.run_until_complete(upgrade(database))
+    succeeded: list[int] = []
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(
+        scope_sets.map(lambda scopes: scopes | {Scope.KEYS_WRITE}),
+        name_sets,
+        network_sets,
+        st.sampled_from(ENDS_MS),
+        st.lists(steps, min_size=5, max_size=25),
+    )
+    def property_holds(scopes: Any, models: Any, networks: Any, end_ms: Any, tried: list[dict[str, Any]]) -> None:
+        bounds = {"scopes": scopes, "models": models, "networks": networks, "expires_at_ms": end_ms}
+        succeeded.append(loop.run_until_complete(_grow(database, f"o{len(succeeded)}", bounds, tried)))
+
+    try:
+        property_holds()
+    finally:
+        loop.run_until_complete(database.aclose())
+    assert sum(succeeded) > 40, "hardly anything was allowed: nothing was tested"
+
+
+async def _grow(database: Database, name: str, bounds: dict[str, Any], tried: list[dict[str, Any]]) -> int:
+    organisation = (await make_organisation(database, name)).id
+    projects = [
+        (await ProjectStore(database, organisation).create(OPERATOR, ProjectOptions(name=each))).id for each in "pq"
+    ]
+    root = await make_key(database, organisation=organisation, project=projects[0], **bounds)
+    realm = Realm(database, root, organisation, projects)
+    first = (await realm.store.get(root.key.id)).rights
+    for step in tried:
+        await realm.attempt(step)
+    for key in await all_keys(database, organisation, ended=False):
+        assert is_within(key.rights, first), key
+    for user in await realm.users.page(limit=100):
+        assert ROLE_SCOPES[user.role] <= first.scopes
+    return realm.done
+
+
+async def _maker(database: Database, **options: Any) -> Maker:
+    made = await make_key(database, "maker", **options)
+    parsed = parse(made.token)
+    assert parsed is not None
+    found = await Credentials(database).look_up(parsed[0])
+    assert found is not None
+    return Maker(Actor("key", made.key.id, "maker"), found.principal)
+
+
+async def test_what_is_too_much_is_named(database: Database) -> None:
+    """The refusal says each thing that its maker does not have."""
+    by = await _maker(database, scopes=frozenset({Scope.KEYS_WRITE}), models=frozenset({"a"}), networks=(NETWORKS[2],))
+    with pytest.raises(Forbidden) as refused:
+        await KeyStore(database, "default").create(
+            by,
+            KeyOptions(name="k", scopes=frozenset({Scope.AUDIT_READ}), models=None, networks=(NETWORKS[1],)),
+        )
+    assert refused.value.error_code == "insufficient_scope"
+    for words in ("the scope 'audit:read'", "every model", "the network 10.1.0.0/16"):
+        assert words in refused.value.message
+
+
+async def test_a_new_key_is_as_its_maker_where_nothing_is_said(database: Database) -> None:
+    """Bounds are inherited; so is the user, with whom the key ends."""
+    ann = await make_user(database, "ann")
+    bounds = {"models": frozenset({"a"}), "networks": (NETWORKS[0],), "expires_at_ms": ENDS_MS[1]}
+    by = await _maker(database, user=ann.id, scopes=frozenset({Scope.KEYS_WRITE, Scope.INFERENCE}), **bounds)
+    made = (await KeyStore(database, "default").create(by, KeyOptions(name="k"))).key
+    assert (made.models, made.networks, made.expires_at_ms) == tuple(bounds.values())
+    assert (made.user, made.project, made.scopes) == (ann.id, "default", {Scope.INFERENCE})
+
+
+async def test_a_maker_that_was_revoked_a_moment_ago_makes_nothing(database: Database) -> None:
+    """What a process still remembers of a key does not count: the transaction asks anew."""
+    by = await _maker(database, scopes=frozenset({Scope.KEYS_WRITE, Scope.INFERENCE}))
+    store = KeyStore(database, "default")
+    await store.revoke(OPERATOR, by.actor.id)
+    with pytest.raises(Unauthenticated):
+        await store.create(by, KeyOptions(name="k"))
+
+
+async def test_a_narrow_key_does_not_get_the_secret_of_a_wide_one(database: Database) -> None:
+    """Rotation is refused where the key may do more than who asks, even for a key of the same user."""
+    ann = await make_user(database, "ann")
+    wide = await make_key(database, user=ann.id, scopes=ROLE_SCOPES[Role.MEMBER])
+    narrow = await _maker(database, user=ann.id, scopes=frozenset({Scope.KEYS_WRITE}))
+    store = KeyStore(database, "default")
+    with pytest.raises(Forbidden, match="inference"):
+        await store.rotate(narrow, wide.key.id)
+    with pytest.raises(Forbidden):
+        await store.update(narrow, wide.key.id, KeyOptions(name="mine"))
+    assert (await store.revoke(narrow, wide.key.id)).revoked_at_ms is not None  # ending one's own key is always right
+
+
+async def test_members_reach_their_own_keys_only(database: Database) -> None:
+    """A colleague's key is not there; neither can one be made for a colleague."""
+    ann, ben = await make_user(database, "ann"), await make_user(database, "ben")
+    by = await _maker(database, user=ann.id, scopes=ROLE_SCOPES[Role.MEMBER])
+    other = await make_key(database, user=ben.id)
+    store = KeyStore(database, "default")
+    for attempt in (store.rotate(by, other.key.id), store.revoke(by, other.key.id)):
+        with pytest.raises(NotFound):
+            await attempt
+    for user in (ben.id, None):
+        with pytest.raises(Forbidden, match="of your own"):
+            await store.create(by, KeyOptions(name="k", user=user))
+
+
+async def test_nobody_edits_their_own_role(database: Database) -> None:
+    """Not even downwards; the name is one's own."""
+    ann = await make_user(database, "ann", role=Role.OWNER)
+    by = await _maker(database, user=ann.id, scopes=ROLE_SCOPES[Role.OWNER])
+    users = UserStore(database, "default")
+    for changes in ({"role": Role.MEMBER}, {"disabled": True}, {"project": "default"}, {"email": "a@b.example"}):
+        with pytest.raises(Forbidden, match="their own role"):
+            await users.update(by, ann.id, UserOptions(**changes))
+    assert (await users.update(by, ann.id, UserOptions(name="anna"))).name == "anna"
+
+
+async def test_an_admin_touches_no_owner_and_makes_none(database: Database) -> None:
+    """An owner may read the audit log, an admin may not: so the role is out of reach, and who has it."""
+    owner, admin = await make_user(database, "o", role=Role.OWNER), await make_user(database, "a", role=Role.ADMIN)
+    by = await _maker(database, user=admin.id, scopes=ROLE_SCOPES[Role.ADMIN])
+    users = UserStore(database, "default")
+    for role in (Role.OWNER, Role.AUDITOR):
+        with pytest.raises(Forbidden, match="audit:read"):
+            await users.create(by, UserOptions(name="x", role=role))
+    with pytest.raises(Forbidden, match="audit:read"):
+        await users.update(by, owner.id, UserOptions(disabled=True))
+    assert (await users.create(by, UserOptions(name="x", role=Role.VIEWER))).role is Role.VIEWER
+
+
+async def test_another_organisation_is_out_of_reach(database: Database) -> None:
+    """Users and projects of another tenant are not there, and no key is made for them."""
+    acme = await make_organisation(database, "acme")
+    stranger = await make_user(database, "eve", organisation=acme.id)
+    theirs = await make_key(database, organisation=acme.id)
+    by = await _maker(database, scopes=frozenset(TENANT_SCOPES))
+    store = KeyStore(database, "default")
+    for options in (KeyOptions(name="k", user=stranger.id), KeyOptions(name="k", project=theirs.key.project)):
+        with pytest.raises(NotFound):
+            await store.create(by, options)
+    with pytest.raises(NotFound):
+        await store.rotate(by, theirs.key.id)
+    with pytest.raises(NotFound):
+        await UserStore(database, "default").update(by, stranger.id, UserOptions(role=Role.VIEWER))
