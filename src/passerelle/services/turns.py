@@ -99,13 +99,28 @@ async def split_long(
     """Returns ``turns``, whose tokens are counted, with those above ``max_tokens`` cut into parts that are not."""
     if max_tokens < MIN_TURN_TOKENS:
         raise ValueError(f"a turn has room for {MIN_TURN_TOKENS} tokens at least, not {max_tokens}")
-    found: list[Turn] = []
-    for turn in turns:
-        if turn.tokens <= max_tokens:
-            found.append(turn)
-        else:
-            found += await _Cutter(turn, count_tokens, max_tokens).cut(language)
-    return _numbered(found)
+    cutters = [_Cutter(turn, max_tokens) for turn in turns if turn.tokens > max_tokens]
+    if cutters:
+        await _cut(cutters, count_tokens, language)
+    cut = iter(cutters)
+    parts = ([turn] if turn.tokens <= max_tokens else next(cut).parts() for turn in turns)
+    return _numbered([part for several in parts for part in several])
+
+
+async def _cut(cutters: Sequence[_Cutter], count_tokens: CountTokens, language: str | None) -> None:
+    """Cuts all turns together, so that a tokenizer behind a connection is asked a few times and not thousands."""
+    for cutter, count in zip(cutters, await count_tokens([cutter.label for cutter in cutters]), strict=True):
+        cutter.make_room(count)
+    sentences = [split_sentences(cutter.text, language) for cutter in cutters]
+    counts = iter(await count_tokens([sentence for each in sentences for sentence in each]))
+    for cutter, each in zip(cutters, sentences, strict=True):
+        cutter.pack(each, [next(counts) for _ in each])
+    while fresh := [(cutter, piece) for cutter in cutters for piece in cutter.pieces if piece.tokens is None]:
+        counted = await count_tokens([cutter.line(piece) for cutter, piece in fresh])
+        for (_, piece), count in zip(fresh, counted, strict=True):
+            piece.tokens = count
+        for cutter in cutters:
+            cutter.cut_again()
 
 
 def parse_turns(text: str) -> list[Turn]:
@@ -204,35 +219,41 @@ class _Cutter:
     is always shorter, and one character is never cut: so it ends whatever the tokenizer counts.
     """
 
-    def __init__(self, turn: Turn, count_tokens: CountTokens, max_tokens: int) -> None:
+    def __init__(self, turn: Turn, max_tokens: int) -> None:
         self._turn = turn
-        self._count = count_tokens
         self._max = max_tokens
         self._room = max_tokens
+        spoken = _LABEL.match(turn.label)
+        self._later = turn.label[len(spoken["time"]) :].lstrip() if spoken and spoken["time"] else turn.label
+        self.pieces: list[_Piece] = []
 
-    async def cut(self, language: str | None) -> list[Turn]:
-        """Returns the parts; those after the first have the label without its time."""
+    @property
+    def label(self) -> str:
+        """What each part begins with."""
+        return self._turn.label
+
+    @property
+    def text(self) -> str:
+        """What is to be cut."""
+        return self._turn.text
+
+    def line(self, piece: _Piece) -> str:
+        """Returns a piece as it will be read."""
+        return (self.label if piece is self.pieces[0] else self._later) + piece.text.rstrip()
+
+    def make_room(self, label_tokens: int) -> None:
+        """Keeps room for the label; one that leaves too little for what is said is text, where it is written."""
         turn = self._turn
-        if turn.label:
-            taken = (await self._count([turn.label]))[0]
-            if taken > self._max // 2:  # a name that leaves no room for what is said is text, where it is written
-                own = len(turn.label) if turn.text_start - turn.start >= len(turn.label) else 0
-                text = turn.line if own else turn.text
-                self._turn = turn = replace(turn, text=text, label="", text_start=turn.text_start - own)
-            else:
-                self._room = self._max - taken
-        pieces = await self._packed(split_sentences(turn.text, language))
-        while True:
-            await self._measure(pieces)
-            fitting: list[_Piece] = []
-            for piece in pieces:
-                fitting += [piece] if self._fits(piece) else self._halves(piece)
-            if len(fitting) == len(pieces):
-                return self._parts(fitting)
-            pieces = fitting
+        if label_tokens <= self._max // 2:
+            self._room = self._max - label_tokens if turn.label else self._max
+            return
+        own = len(turn.label) if turn.text_start - turn.start >= len(turn.label) else 0
+        text = turn.line if own else turn.text
+        self._turn = replace(turn, text=text, label="", text_start=turn.text_start - own)
+        self._later = ""
 
-    async def _packed(self, sentences: Sequence[str]) -> list[_Piece]:
-        counts = await self._count(sentences)
+    def pack(self, sentences: Sequence[str], counts: Sequence[int]) -> None:
+        """Puts sentences together as long as their counts leave room."""
         packs: list[list[str]] = [[]]
         room = self._room
         for sentence, count in zip(sentences, counts, strict=True):
@@ -241,14 +262,13 @@ class _Cutter:
                 room = self._room
             packs[-1].append(sentence)
             room -= count
-        return [_Piece(tuple(pack)) for pack in packs]
+        self.pieces = [_Piece(tuple(pack)) for pack in packs]
 
-    async def _measure(self, pieces: Sequence[_Piece]) -> None:
-        fresh = [piece for piece in pieces if piece.tokens is None]
-        label = self._turn.label
-        counts = await self._count([label + piece.text.rstrip() for piece in fresh]) if fresh else []
-        for piece, count in zip(fresh, counts, strict=True):
-            piece.tokens = count
+    def cut_again(self) -> None:
+        """Cuts the pieces that were counted and do not fit."""
+        self.pieces = [
+            each for piece in self.pieces for each in ([piece] if self._fits(piece) else self._halves(piece))
+        ]
 
     def _fits(self, piece: _Piece) -> bool:
         assert piece.tokens is not None
@@ -268,22 +288,22 @@ class _Cutter:
         edges = [0, *sorted(cuts), len(text)]
         return [_Piece((text[a:b],)) for a, b in pairwise(edges)]
 
-    def _parts(self, pieces: Sequence[_Piece]) -> list[Turn]:
+    def parts(self) -> list[Turn]:
+        """Returns the parts; those after the first have the label without its time."""
         turn = self._turn
         found: list[Turn] = []
-        label = turn.label
-        spoken = _LABEL.match(label)
-        later = label[len(spoken["time"]) :].lstrip() if spoken is not None and spoken["time"] else label
         start = turn.start
         said = turn.text_start
-        for piece in pieces:
+        for piece in self.pieces:
             end = said + len(piece.text)
             if not piece.text.strip() and found:
                 found[-1] = replace(found[-1], end=end)
             else:
                 assert piece.tokens is not None
                 text = piece.text.rstrip()
-                part = replace(turn, label=later if found else label, text=text, start=start, end=end, blank_after=0)
+                part = replace(
+                    turn, label=self._later if found else turn.label, text=text, start=start, end=end, blank_after=0
+                )
                 found.append(replace(part, part=len(found), text_start=said, tokens=piece.tokens))
             start = said = end
         found[-1] = replace(found[-1], end=turn.end, blank_after=turn.blank_after)

@@ -20,7 +20,20 @@ from passerelle.services.turns import (
     split_turns,
 )
 
-NAMES = st.sampled_from(["Alice", "Jean-Pierre Ñandú", "SPEAKER_00", "田中", "नरेन्द्र", "محمد", "Speaker 1", "Мария"])
+NAMES = st.sampled_from(
+    [
+        "Alice",
+        "[00:01:02] Alice",
+        "**Bob",
+        "Jean-Pierre Ñandú",
+        "SPEAKER_00",
+        "田中",
+        "नरेन्द्र",
+        "محمد",
+        "Speaker 1",
+        "Мария",
+    ]
+)
 WORD = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
 LINE = st.one_of(
     st.builds(
