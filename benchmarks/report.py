@@ -84,7 +84,7 @@ def goals(results: dict) -> list[str]:
     return lines
 
 
-def written(results: dict, embedded: dict | None) -> str:
+def written(results: dict, embedded: dict | None, overload: dict | None) -> str:
     """Everything between the markers."""
     about = results["machine"]
     versions = [f"{name} {peer['version']}" for name, peer in results["peers"].items() if name != "direct"]
@@ -104,10 +104,35 @@ def written(results: dict, embedded: dict | None) -> str:
             for name in PICTURES[scenario]:
                 if (FOLDER / f"{name}.svg").exists():
                     lines.append(f"![{name}](benchmarks/{name}.svg)")
+    if overload is not None:
+        lines += ["", *overload_table(overload)]
     if embedded is not None:
         lines += ["", "### The embedded engine, direct and through Passerelle", "", *embedded_table(embedded), ""]
         lines.append("![embedded](benchmarks/embedded.svg)")
     return "\n".join(lines)
+
+
+def overload_table(overload: dict) -> list[str]:
+    """What the tenants saw, and what it cost."""
+    capacity = overload["capacity_per_s"]
+    lines = [
+        f"### Ten-fold overload for {overload['seconds']:.0f} s: a model of {capacity:.0f} calls/s and two tenants",
+        "",
+        "| | calls/s | calls | served | p50, ms | p99, ms | refused after, p50, ms | p99, ms |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    rates = {"alone": 0.1 * capacity, "beside": 0.1 * capacity, "flood": 10 * capacity}
+    names = {"alone": "well-behaved, alone", "beside": "well-behaved, in the flood", "flood": "the flood"}
+    for who, name in names.items():
+        seen = overload[who]
+        figures = ("p50_ms", "p99_ms", "refused_p50_ms", "refused_p99_ms")
+        times = " | ".join("-" if seen[figure] is None else f"{seen[figure]:,.1f}" for figure in figures)
+        lines.append(f"| {name} | {rates[who]:.0f} | {seen['calls']:,} | {seen['success']:.1%} | {times} |")
+    kib, cpu_s_used = overload["gateway_kib"], overload["gateway_cpu_s"]
+    memory = f"{kib['in the flood'] / 1024:.0f} MiB in the flood after {kib['before'] / 1024:.0f} MiB before it"
+    missing = overload["usage_rows_missing"]
+    lines += ["", f"Usage rows missing: {missing}. The gateway used {cpu_s_used:.1f} s of CPU time and {memory}."]
+    return lines
 
 
 def embedded_table(embedded: dict) -> list[str]:
@@ -122,17 +147,22 @@ def embedded_table(embedded: dict) -> list[str]:
     return lines
 
 
+def known(name: str) -> dict | None:
+    """A results file beside the main one, None when there is none."""
+    file = FOLDER / name
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 def write_page() -> None:
     """Rewrites the page from the results files."""
     results = json.loads((FOLDER / "results.json").read_text())
     draw(results, FOLDER)
-    embedded_file = FOLDER / "embedded.json"
-    embedded = json.loads(embedded_file.read_text()) if embedded_file.exists() else None
+    embedded, overload = known("embedded.json"), known("overload.json")
     if embedded is not None:
         draw_embedded(embedded, FOLDER)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{written(results, embedded)}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{written(results, embedded, overload)}\n{END}{after}")
 
 
 def main() -> None:
