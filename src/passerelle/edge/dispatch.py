@@ -14,7 +14,7 @@ from passerelle.domain.errors import BadRequest, Forbidden, Internal, MethodNotA
 from passerelle.domain.ids import IdSequence, is_request_id
 from passerelle.domain.principal import Network, Principal, Scope
 from passerelle.edge.address import caller_address
-from passerelle.edge.exchange import ClientGone, Exchange, header, header_values
+from passerelle.edge.exchange import ClientGone, Exchange, header
 from passerelle.edge.socket import WEBSOCKET
 
 logger = logging.getLogger(__name__)
@@ -236,14 +236,17 @@ def check_host(headers: Headers, trusted: frozenset[str]) -> None:
 
     Source: the BadHost advisory (CVE-2026-48710): a Host with ``/``, ``?`` or ``#`` rewrites a rebuilt URL.
     """
-    hosts = header_values(headers, b"host")
-    if len(hosts) > 1:
-        raise BadRequest("Send one Host header.", code="bad_host")
-    if not hosts:
+    host = None
+    for name, value in headers:
+        if name == b"host":
+            if host is not None:
+                raise BadRequest("Send one Host header.", code="bad_host")
+            host = value
+    if host is None:
         if trusted:
             raise BadRequest("Send a Host header.", code="bad_host")
         return
-    found = _HOST.fullmatch(hosts[0])
+    found = _HOST.fullmatch(host)
     if found is None:
         raise BadRequest("The Host header is not a host name.", code="bad_host")
     if trusted and not _is_trusted(found[1].decode().lower(), trusted):
