@@ -19,6 +19,7 @@ READS_ENVIRONMENT = {
     "settings.py",
     "worker.py",  # a process's own entry point
     "cli/serve.py",  # a process's own entry point
+    "cli/worker.py",  # a process's own entry point
     "models/child.py",  # a child's own entry point
     "models/supervisor.py",  # what children inherit
     "models/package_source.py",  # pip gets the user's own environment

@@ -151,15 +151,20 @@ async def _work(arguments: argparse.Namespace) -> None:
 
 
 def _work_for_celery(arguments: argparse.Namespace) -> None:
-    from passerelle.jobs.celery import serve_celery
+    from passerelle.jobs.celery import CeleryRunner, celery_application, serve_celery
+
+    announcers: list[CeleryRunner] = []
 
     async def opened() -> tuple[JobQueue, Kinds]:
         database = open_database(arguments.database, arguments.home)
         queue = JobQueue(database, rules=RULES, failpoint=Failpoint(os.environ.get("PASSERELLE_FAILPOINT")))
         await queue.start()
+        announcers.append(CeleryRunner(queue, celery_application(arguments.broker)))
+        await announcers[0].start()
         return queue, Kinds(KINDS)
 
     async def closed(queue: JobQueue) -> None:
+        await announcers[0].stop(0)
         await queue.aclose()
         await queue.database.aclose()
 

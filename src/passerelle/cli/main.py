@@ -10,7 +10,24 @@ import typer
 
 from passerelle import __version__
 
-NOUNS = ("serve", "check", "usage", "org", "project", "user", "key", "model", "router", "service", "job", "worker", "audit", "docs")
+NOUNS = (
+    "serve",
+    "check",
+    "usage",
+    "org",
+    "project",
+    "user",
+    "key",
+    "model",
+    "router",
+    "service",
+    "job",
+    "worker",
+    "job",
+    "worker",
+    "audit",
+    "docs",
+)
 """The commands; each has a module of its name, with ``app`` for those that have verbs."""
 
 

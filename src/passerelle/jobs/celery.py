@@ -125,7 +125,10 @@ class CeleryRunner:
 
 
 class CeleryWorker:
-    """Runs jobs when messages come. `consume` blocks a thread of its own; jobs run in the loop of ``start``."""
+    """Runs jobs when messages come. `consume` blocks the main thread; jobs run in the loop that this is made in.
+
+    Beside it a `CeleryRunner` has to announce the jobs that are queued again.
+    """
 
     def __init__(self, queue: JobQueue, kinds: Kinds, app: Celery, *, concurrency: int) -> None:
         self._queue = queue
@@ -133,13 +136,8 @@ class CeleryWorker:
         self._concurrency = concurrency
         self._name = worker_name()
         self._execution = Execution(queue, kinds)
-        self._announcer = CeleryRunner(queue, app)
         self._loop = asyncio.get_running_loop()
         app.task(self._run, name=TASK)
-
-    async def start(self) -> None:
-        """Begins to look after jobs, and to announce those that are queued again here."""
-        await self._announcer.start()
 
     def consume(self, grace_s: float, log_level: str = "WARNING") -> None:
         """Takes messages until SIGTERM or SIGINT; jobs that run then have ``grace_s`` seconds. Blocks.
@@ -157,9 +155,8 @@ class CeleryWorker:
         finally:
             worker_shutting_down.disconnect(shutting_down)
 
-    async def stop(self) -> None:
-        """Ends what `start` began; after `consume` has returned."""
-        await self._announcer.stop(0)
+    async def aclose(self) -> None:
+        """Ends the keeping of leases; after `consume` has returned."""
         await self._execution.aclose()
 
     def _run(self, job_id: str) -> dict[str, str | None]:
@@ -196,11 +193,10 @@ def serve_celery(
     async def begin() -> tuple[JobQueue, CeleryWorker]:
         queue, kinds = await opened()
         worker = CeleryWorker(queue, kinds, celery_application(broker), concurrency=concurrency)
-        await worker.start()
         return queue, worker
 
     async def end(queue: JobQueue, worker: CeleryWorker) -> None:
-        await worker.stop()
+        await worker.aclose()
         await closed(queue)
 
     try:

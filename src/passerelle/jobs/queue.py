@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import func, or_, select
 
+from passerelle.domain.errors import NotFound
 from passerelle.domain.principal import Principal
 from passerelle.jobs.events import JobEvents
 from passerelle.jobs.failpoint import Failpoint
-from passerelle.jobs.job import Claim, JobError, JobState
+from passerelle.jobs.job import Claim, Job, JobError, JobState
 from passerelle.jobs.retry import BackOff, Failure, again_or_dead
 from passerelle.jobs.signals import Signals
 from passerelle.jobs.statements import QUEUED, RUNNING, NowMs, Statements, rows_parameter
-from passerelle.jobs.store import JobStore
+from passerelle.jobs.store import SHOWN, JobStore, job_of
 from passerelle.jobs.writes import Append, ClaimRequest, Settlement, Step, Writes
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import jobs
@@ -74,6 +75,27 @@ class JobQueue:
             user=principal.user,
             retain_s=self.rules.retain_s,
         )
+
+    async def store_of(self, job_id: str) -> JobStore:
+        """Returns the jobs of whoever submitted this one: for operators, who belong to no tenant. Raises NotFound."""
+        query = select(jobs.c.organisation, jobs.c.project, jobs.c.key_id, jobs.c.user_id).where(jobs.c.id == job_id)
+        async with self.database.read() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            raise NotFound(f"There is no job {job_id!r}; `passerelle job list` shows them.")
+        return self.store(Principal(row.key_id, "", row.organisation, row.project, row.user_id))
+
+    async def overview(
+        self, *, organisation: str | None = None, states: Sequence[JobState] = (), limit: int = 50
+    ) -> list[Job]:
+        """Returns the newest jobs of one organisation, or of all: for operators."""
+        query = select(*SHOWN).order_by(jobs.c.id.desc()).limit(limit)
+        if organisation is not None:
+            query = query.where(jobs.c.organisation == organisation)
+        if states:
+            query = query.where(jobs.c.state.in_([state.value for state in states]))
+        async with self.database.read() as connection:
+            return [job_of(row) for row in (await connection.execute(query)).mappings()]
 
     async def start(self) -> None:
         """Begins to hear of other processes."""

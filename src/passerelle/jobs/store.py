@@ -50,7 +50,8 @@ from passerelle.storage.tables import job_events, job_results, job_steps, jobs
 
 DEFAULT_MAX_ATTEMPTS = 5
 MAX_PAGE = 1000
-_SHOWN = [column for column in jobs.c if column.name not in ("payload", "digest", "turn", "lease_until_ms")]
+SHOWN = [column for column in jobs.c if column.name not in ("payload", "digest", "turn", "lease_until_ms")]
+"""The columns of `job_of`."""
 
 
 @contextmanager
@@ -96,7 +97,7 @@ class JobStore:
     async def submit(self, job: NewJob) -> Accepted:
         """Accepts a job: durable when this returns. The same idempotency key again returns the job of the first time.
 
-        Raises BadRequest, PayloadTooLarge, and Conflict when the idempotency key was used for another request.
+        Raises BadRequest, PayloadTooLarge, and IdempotencyKeyReused when the key came with another request before.
         """
         _check(job)
         payload = _payload(job)
@@ -146,7 +147,7 @@ class JobStore:
         limit: int = 50,
     ) -> list[Job]:
         """Returns ``limit`` jobs at most, newest first, from the one after ``before`` (the last that was seen)."""
-        query = select(*_SHOWN).where(self._mine()).order_by(jobs.c.id.desc()).limit(max(1, min(limit, MAX_PAGE)))
+        query = select(*SHOWN).where(self._mine()).order_by(jobs.c.id.desc()).limit(max(1, min(limit, MAX_PAGE)))
         if states:
             query = query.where(jobs.c.state.in_([state.value for state in states]))
         if subject is not None:
@@ -157,7 +158,7 @@ class JobStore:
             query = query.where(jobs.c.id < before)
         with storage_answers():
             async with self._database.read() as connection:
-                return [_job(row) for row in (await connection.execute(query)).mappings()]
+                return [job_of(row) for row in (await connection.execute(query)).mappings()]
 
     async def payload(self, job_id: str) -> str:
         """Returns the payload, as JSON. Raises NotFound."""
@@ -337,10 +338,10 @@ class JobStore:
         return mine if job_id is None else and_(mine, jobs.c.id == job_id)
 
     async def _get(self, connection: AsyncConnection, job_id: str) -> Job:
-        row = (await connection.execute(select(*_SHOWN).where(self._mine(job_id)))).mappings().first()
+        row = (await connection.execute(select(*SHOWN).where(self._mine(job_id)))).mappings().first()
         if row is None:
             raise _unknown(job_id)
-        return _job(row)
+        return job_of(row)
 
     async def _add_event(self, connection: AsyncConnection, job_id: str, seq: int, kind: EventType) -> None:
         values = {"job_id": job_id, "seq": seq, "at_ms": NowMs(), "type": kind.value, "data": "{}"}
@@ -404,7 +405,8 @@ def _ended(state: JobState) -> str:
     return "died" if state is JobState.DEAD else state.value
 
 
-def _job(row: RowMapping) -> Job:
+def job_of(row: RowMapping) -> Job:
+    """Returns the job of a row of `SHOWN`."""
     return Job(
         id=row["id"],
         organisation=row["organisation"],

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from passerelle.domain.errors import Conflict
+from passerelle.domain.errors import IdempotencyKeyReused
 from passerelle.jobs.commit import GroupCommit, Work
 from passerelle.jobs.failpoint import Failpoint
 from passerelle.jobs.job import Claim, EventType, JobError, JobState, Progress, Result, clean
@@ -110,7 +110,7 @@ class Writes:
         self._claims = Work(4, self._claim_all, self._claimed)
 
     async def submit(self, submission: Submission) -> Accepted:
-        """Returns the accepted job. Raises Conflict when its idempotency key was used for another request."""
+        """Returns the accepted job. Raises IdempotencyKeyReused when its key came with another request before."""
         return await self._commit.run(self._submits, submission)
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
@@ -300,10 +300,9 @@ def _idempotency(values: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def _again(values: Mapping[str, Any], before: Mapping[tuple[str, ...], Any]) -> Accepted | Exception:
     row = before[_idempotency(values)]
     if row.digest != values["digest"]:
-        return Conflict(
+        return IdempotencyKeyReused(
             "This idempotency key was used for another request: send a new key, or the same request.",
             param="Idempotency-Key",
-            code="idempotency_key_reused",
         )
     return Accepted(row.id, row.created_at_ms, again=True)
 
