@@ -101,6 +101,7 @@ class KeyStore:
 
     def __init__(self, database: Database, organisation: str, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._own = database.of(organisation)
         self._organisation = organisation
         self._clock = clock
 
@@ -169,14 +170,14 @@ class KeyStore:
             query = query.where(keys.c.project == project)
         if user is not None:
             query = query.where(keys.c.user_id == user)
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             rows = (await connection.execute(query)).mappings().all()
             public_ids = await self._public_ids(connection, [row["id"] for row in rows])
         return [_key(row, public_ids.get(row["id"], ())) for row in rows]
 
     async def get(self, key_id: str, within: Reach = ALL) -> Key:
         """Returns one key. Raises NotFound for one out of reach, too."""
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             return await self._get(connection, key_id, within)
 
     async def update(self, by: Maker, key_id: str, options: KeyOptions, expected: int | None = None) -> Key:

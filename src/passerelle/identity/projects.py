@@ -57,6 +57,7 @@ class ProjectStore:
 
     def __init__(self, database: Database, organisation: str, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._own = database.of(organisation)
         self._organisation = organisation
         self._clock = clock
 
@@ -103,12 +104,12 @@ class ProjectStore:
             query = query.where(projects.c.archived_at_ms.is_(None))
         if only is not None:
             query = query.where(projects.c.id == only)
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             return [_project(row) for row in (await connection.execute(query)).mappings()]
 
     async def get(self, project_id: str) -> Project:
         """Returns one project. Raises NotFound, for one of another organisation too."""
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             return await self._get(connection, project_id)
 
     async def find(self, reference: str) -> Project:
@@ -117,7 +118,7 @@ class ProjectStore:
             projects.c.organisation == self._organisation,
             or_(projects.c.id == reference, projects.c.name == reference),
         )
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             rows = [_project(row) for row in (await connection.execute(query)).mappings()]
         named = [row for row in rows if row.id == reference] or rows
         if not named:
@@ -131,7 +132,7 @@ class ProjectStore:
         """
         async with self._database.write() as connection:
             changed, having = await self._begin(connection, by)
-            before = await self._own(connection, having, project_id, expected)
+            before = await self._changeable(connection, having, project_id, expected)
             name = check_name(chosen(options.name, before.name))
             if name != before.name:
                 await self._check_free(connection, name)
@@ -151,7 +152,7 @@ class ProjectStore:
     async def _end(self, by: Maker, project_id: str, expected: int | None, end_ms: int | None) -> Project:
         async with self._database.write() as connection:
             changed, having = await self._begin(connection, by)
-            before = await self._own(connection, having, project_id, expected)
+            before = await self._changeable(connection, having, project_id, expected)
             if (before.archived_at_ms is None) == (end_ms is None):
                 return before
             action = "project.restore" if end_ms is None else "project.archive"
@@ -164,7 +165,9 @@ class ProjectStore:
             raise Forbidden("This takes the scope 'organisation:write'.")
         return changed, having
 
-    async def _own(self, connection: AsyncConnection, having: Rights, project_id: str, expected: int | None) -> Project:
+    async def _changeable(
+        self, connection: AsyncConnection, having: Rights, project_id: str, expected: int | None
+    ) -> Project:
         before = await self._get(connection, project_id)
         if having.project not in (None, project_id):
             raise NotFound("There is no project of that id.")

@@ -75,6 +75,7 @@ class UserStore:
 
     def __init__(self, database: Database, organisation: str, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._own = database.of(organisation)
         self._organisation = organisation
         self._clock = clock
 
@@ -134,12 +135,12 @@ class UserStore:
             query = query.where(users.c.disabled_at_ms.is_(None))
         if only is not None:
             query = query.where(users.c.project == only)
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             return [_user(row) for row in (await connection.execute(query)).mappings()]
 
     async def get(self, user_id: str) -> User:
         """Returns one user. Raises NotFound, for one of another organisation too."""
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             return await self._get(connection, user_id)
 
     async def find(self, reference: str) -> User:
@@ -148,7 +149,7 @@ class UserStore:
             users.c.organisation == self._organisation,
             or_(users.c.id == reference, users.c.name == reference, users.c.email == reference.lower()),
         )
-        async with self._database.read() as connection:
+        async with self._own.read() as connection:
             rows = [_user(row) for row in (await connection.execute(query)).mappings()]
         named = [row for row in rows if row.id == reference] or rows
         if not named:
