@@ -33,8 +33,10 @@ from passerelle.engines.transport import Transport
 from passerelle.engines.vllm_legacy import VllmLegacyEngine
 from passerelle.faces.admin.audit import AuditFace
 from passerelle.faces.admin.keys import KeysFace
+from passerelle.faces.admin.limits import LimitsFace
 from passerelle.faces.admin.me import MeFace
 from passerelle.faces.admin.organisations import OrganisationsFace
+from passerelle.faces.admin.prices import PricesFace
 from passerelle.faces.admin.projects import ProjectsFace
 from passerelle.faces.admin.resource import Repeats
 from passerelle.faces.admin.router import RouterFace
@@ -221,6 +223,8 @@ class Passerelle:
                     projects=ProjectsFace(self.database, self.catalog, repeats, changed),
                     users=UsersFace(self.database, repeats, changed),
                     keys=KeysFace(self.database, self.catalog, repeats, changed),
+                    limits=LimitsFace(self.database, self.limits, repeats),
+                    prices=PricesFace(self.database, self.limits, repeats),
                     docs=DocsFace(),
                     auth=self.people.face,
                     audit=AuditFace(self.database),

@@ -18,6 +18,8 @@ NOUNS = (
     "project",
     "user",
     "key",
+    "limit",
+    "price",
     "model",
     "router",
     "service",

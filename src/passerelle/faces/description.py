@@ -13,8 +13,10 @@ import msgspec
 from passerelle.domain.principal import Scope
 from passerelle.faces.admin.audit import AUDIT
 from passerelle.faces.admin.keys import KEYS
+from passerelle.faces.admin.limits import LIMITS
 from passerelle.faces.admin.me import ME
 from passerelle.faces.admin.organisations import ORGANISATIONS
+from passerelle.faces.admin.prices import PRICES
 from passerelle.faces.admin.projects import PROJECTS
 from passerelle.faces.admin.usage import USAGE
 from passerelle.faces.admin.users import USERS
@@ -158,6 +160,8 @@ DESCRIBED: tuple[Described, ...] = (
     *PROJECTS,
     *USERS,
     *KEYS,
+    *LIMITS,
+    *PRICES,
     *ANTHROPIC,
     *OPEA,
     *TGI,

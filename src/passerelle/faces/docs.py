@@ -60,6 +60,7 @@ _TAGS = [
     {"name": "Projects", "description": "What usage and limits are counted for."},
     {"name": "Users", "description": "People and service accounts, and their roles."},
     {"name": "Keys", "description": "Who may call, and what."},
+    {"name": "Limits", "description": "Limits, budgets and prices."},
     {"name": "Usage", "description": "What was used, and what it cost."},
     {"name": "Router", "description": "Targets and queues, for operators."},
 ]

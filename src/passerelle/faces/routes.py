@@ -8,8 +8,10 @@ from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import ANY_KEY, Route, RouteTable
 from passerelle.faces.admin.audit import AuditFace
 from passerelle.faces.admin.keys import KeysFace
+from passerelle.faces.admin.limits import LimitsFace
 from passerelle.faces.admin.me import MeFace
 from passerelle.faces.admin.organisations import OrganisationsFace
+from passerelle.faces.admin.prices import PricesFace
 from passerelle.faces.admin.projects import ProjectsFace
 from passerelle.faces.admin.router import RouterFace
 from passerelle.faces.admin.usage import UsageFace
@@ -43,6 +45,8 @@ class Faces:
     projects: ProjectsFace
     users: UsersFace
     keys: KeysFace
+    limits: LimitsFace
+    prices: PricesFace
     docs: DocsFace
     auth: AuthFace
     audit: AuditFace
@@ -64,6 +68,7 @@ def routes(faces: Faces) -> list[Route]:
         Route("POST", "/admin/router/{target}/undrain", Scope.ROUTER_WRITE, router.undrain),
         Route("GET", "/admin/usage", Scope.USAGE_READ, faces.usage.show),
         *_identity(faces),
+        *_limits(faces),
     ]
     for prefix in ("/v1", ""):
         table += [
@@ -140,6 +145,22 @@ def _identity(faces: Faces) -> list[Route]:
         Route("PATCH", "/admin/keys/{key}", Scope.KEYS_WRITE, keys.update),
         Route("POST", "/admin/keys/{key}/rotate", Scope.KEYS_WRITE, keys.rotate),
         Route("POST", "/admin/keys/{key}/revoke", Scope.KEYS_WRITE, keys.revoke),
+    ]
+
+
+def _limits(faces: Faces) -> list[Route]:
+    limits, prices = faces.limits, faces.prices
+    see, do = Scope.LIMITS_READ, Scope.LIMITS_WRITE
+    return [
+        Route("GET", "/admin/limits", see, limits.list),
+        Route("POST", "/admin/limits", do, limits.create),
+        Route("GET", "/admin/limits/{limit}", see, limits.show),
+        Route("PATCH", "/admin/limits/{limit}", do, limits.update),
+        Route("DELETE", "/admin/limits/{limit}", do, limits.remove),
+        Route("GET", "/admin/me/limits", ANY_KEY, limits.own),
+        Route("GET", "/admin/prices", see, prices.list),
+        Route("POST", "/admin/prices", Scope.ADMIN, prices.create),
+        Route("DELETE", "/admin/prices/{price}", Scope.ADMIN, prices.remove),
     ]
 
 

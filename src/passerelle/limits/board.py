@@ -200,10 +200,10 @@ class BoardCounters:
         """Returns how one limit stands."""
         board, start = self._board, windows[rule.period].start_ms
         with board.locked():
-            entry = self._entry(rule)
+            entry = board.find(rule.id, enter=False)
         if entry is None:
-            own = cell_of(self._alone, rule, start)
-            return Used(own[_SETTLED], own[_HELD])
+            own = self._alone.get(rule.id)
+            return Used() if own is None or own[_START] != start else Used(own[_SETTLED], own[_HELD])
         words, found = board.words, Used()
         for cell in self._cells_of(entry):
             if words[cell + _START] == start:

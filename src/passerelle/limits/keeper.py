@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from passerelle.domain.principal import Principal
 from passerelle.limits.board import BoardCounters, LimitBoard
 from passerelle.limits.counters import LocalCounters
 from passerelle.limits.limiter import Limiter
@@ -83,6 +84,10 @@ class BookKeeper:
             changed = book.changed(changes.rules, changes.removed, changes.prices)
             self.limiter.adopt(changed, lambda rule: spent.get(rule.id, 0))
         self._position = changes.position
+
+    def rules_of(self, caller: Principal) -> list[LimitRule]:
+        """Returns the limits that count a caller's calls, whatever the model; those on single models included."""
+        return self.limiter.book.rules_of(caller.organisation, caller.project, caller.user, caller.key_id, None)
 
     async def _follow(self) -> None:
         while not self._stopping.is_set():

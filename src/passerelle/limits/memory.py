@@ -59,7 +59,9 @@ class MemoryCounters:
 
     def used(self, rule: LimitRule, windows: Windows) -> Used:
         """Returns how one limit stands."""
-        cell = cell_of(self._cells, rule, windows[rule.period].start_ms)
+        cell = self._cells.get(rule.id)
+        if cell is None or cell[_START] != windows[rule.period].start_ms:
+            return Used()
         return Used(cell[_SETTLED], cell[_HELD])
 
     def forget(self, rule_id: str) -> None:

@@ -66,6 +66,11 @@ def amount_text(nano: int) -> str:
     return format((Decimal(nano) / NANO).normalize(), "f")
 
 
+def price_text(micro: int) -> str:
+    """Returns a price as currency units for a million tokens."""
+    return format((Decimal(micro) / MICRO).normalize(), "f")
+
+
 def parse_amount(text: str, scale: int) -> int:
     """Returns a decimal number times ``scale``. Raises ValueError when it is none, negative, or finer than that."""
     try:
