@@ -13,6 +13,9 @@ from passerelle import __version__
 NOUNS = (
     "serve",
     "check",
+    "migrate",
+    "backup",
+    "restore",
     "usage",
     "org",
     "project",

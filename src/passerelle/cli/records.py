@@ -6,7 +6,8 @@ import asyncio
 import os
 import pwd
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -40,16 +41,41 @@ DEFAULT_ORGANISATION = FIRST
 
 
 def on_database(
-    config: Path | None, home: Path | None, database: str | None, work: Callable[[Database], Awaitable[T]]
+    config: Path | None,
+    home: Path | None,
+    database: str | None,
+    work: Callable[[Database], Awaitable[T]],
+    *,
+    migrate: bool = True,
 ) -> T:
-    """Opens the database, brings its schema up to date, and returns what ``work`` returns.
+    """Opens the database, brings its schema up to date if ``migrate``, and returns what ``work`` returns.
 
     Errors end the command: one line on standard error, exit code 2.
     """
     flags = {"home": None if home is None else str(home), "database": database}
-    try:
+    with _told():
         settings = from_process(config, flags).settings
-        return asyncio.run(_run(settings.database, settings.home, work))
+        return asyncio.run(_run(settings.database, settings.home, work, migrate=migrate))
+
+
+@contextmanager
+def sqlite_file(config: Path | None, home: Path | None, database: str | None, elsewhere: str) -> Iterator[Path]:
+    """Gives the path of the SQLite database; for another one ``elsewhere`` is said. Errors end the command."""
+    flags = {"home": None if home is None else str(home), "database": database}
+    with _told():
+        settings = from_process(config, flags).settings
+        opened = open_database(settings.database, settings.home)
+        if not opened.is_sqlite:
+            raise StorageError(elsewhere)
+        yield Path(opened.where)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Ends the command when something fails: one line on standard error, exit code 2."""
+    try:
+        yield
+        return
     except ConfigurationError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -99,10 +125,11 @@ def known_models(
     raise typer.Exit(2)
 
 
-async def _run(url: str, home: Path, work: Callable[[Database], Awaitable[T]]) -> T:
+async def _run(url: str, home: Path, work: Callable[[Database], Awaitable[T]], *, migrate: bool) -> T:
     database = open_database(url, home)
     try:
-        await upgrade(database)
+        if migrate:
+            await upgrade(database)
         return await work(database)
     finally:
         await database.aclose()

@@ -19,6 +19,7 @@ from passerelle.accounting.report import Grouping, UsageFilter, UsageLine, Usage
 from passerelle.accounting.rollup import DAY_MS, HOUR_MS
 from passerelle.cli.duration import parse_moment_s, show_moment
 from passerelle.cli.records import ConfigOption, DatabaseOption, HomeOption, JsonOption, on_database
+from passerelle.identity.organisations import OrganisationStore
 from passerelle.storage.engine import Database
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -34,7 +35,9 @@ def usage(
         list[Grouping] | None,
         typer.Option("--group-by", "--by", help="What a line stands for; more than once for combinations."),
     ] = None,
-    organisation: Annotated[str | None, typer.Option("--org", help="The calls of one organisation (id).")] = None,
+    organisation: Annotated[
+        str | None, typer.Option("--organisation", "--org", metavar="ORG", help="Its id or name; all when left out.")
+    ] = None,
     project: Annotated[list[str] | None, typer.Option("--project", help="Those of a project (id).")] = None,
     key: Annotated[list[str] | None, typer.Option("--key", help="Those of a key (id).")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Those of a model.")] = None,
@@ -63,12 +66,11 @@ def usage(
     groups = by or [Grouping.MODEL]
     end_ms = int(now_s * 1000) if where.until_ms is None else where.until_ms
     bucket = Grouping.HOUR if Grouping.DAY in groups or end_ms - where.since_ms <= 2 * DAY_MS else Grouping.DAY
-    lines = on_database(
-        config,
-        home,
-        database,
-        lambda opened: UsageReport(opened, organisation).lines(groups, where, bucket=bucket),
-    )
+
+    async def add_up(opened: Database) -> list[UsageLine]:
+        return await (await _report(opened, organisation)).lines(groups, where, bucket=bucket)
+
+    lines = on_database(config, home, database, add_up)
     if not set(_TIMES) & set(groups):
         lines.sort(key=lambda line: (-line.tokens, -line.calls, line.names))
     if as_json:
@@ -86,13 +88,19 @@ def _form(file: Path) -> Form:
         raise typer.BadParameter(f"{file} ends in neither .csv nor .parquet.") from None
 
 
+async def _report(database: Database, organisation: str | None) -> UsageReport:
+    if organisation is None:
+        return UsageReport(database, None)
+    return UsageReport(database, (await OrganisationStore(database, None).find(organisation)).id)
+
+
 async def _export(database: Database, organisation: str | None, where: UsageFilter, form: Form, file: Path) -> int:
     """Writes a file beside its place and then puts it there: what is there is whole. Returns its size in bytes."""
     draft, size = file.with_name(f".{file.name}.part"), 0
-    writer = make_writer(form)
+    writer, report = make_writer(form), await _report(database, organisation)
     try:
         with draft.open("wb") as out:
-            async for piece in export(UsageReport(database, organisation), where, writer):
+            async for piece in export(report, where, writer):
                 size += out.write(piece)
         draft.replace(file)
     except OSError as error:

@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import typer
 from click.testing import Result
@@ -109,6 +110,28 @@ def test_days_show_their_hours(home: Path) -> None:
     record(home, 0)
     text = run("--by", "day", "--since", "30d").stdout
     assert "tokens by hour" in text and time.strftime("%Y-%m-%d", time.gmtime())[:7] in text and "█" in text
+
+
+@pytest.mark.parametrize("name", ["calls.csv", "calls.parquet"])
+def test_calls_are_exported(home: Path, tmp_path: Path, name: str) -> None:
+    """The file has one row a call; what is neither CSV nor Parquet is refused, and so is a folder that is not there."""
+    record(home, 0, 1, 9)
+    assert f"{name}: " in run("--since", "3d", "--export", name, "--organisation", "default").stdout
+    if name.endswith(".csv"):
+        assert len((tmp_path / name).read_text().splitlines()) == 3
+    else:
+        assert pyarrow.parquet.read_table(tmp_path / name).num_rows == 2
+    run("--export", f"{name}.txt", code=2)
+    run("--export", f"nowhere/{name}", code=2)
+    run("--export", name, "--organisation", "nobody", code=2)
+
+
+def test_lines_stand_for_combinations(home: Path) -> None:
+    """Several groupings make a column each, and filters leave what they name."""
+    record(home, 0, 0)
+    text = run("--group-by", "organisation", "--group-by", "hour", "--model", "small").stdout
+    assert "organisation" in text and "default" in text and ":00" in text
+    assert "No calls" in run("--model", "big").stderr
 
 
 def test_nothing_used_is_said() -> None:

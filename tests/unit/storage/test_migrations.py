@@ -15,8 +15,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, text
 
 import passerelle.storage.migrations as migrations
+from passerelle.accounting.report import Grouping, UsageFilter, UsageReport
+from passerelle.accounting.rollup import Rollup
 from passerelle.storage.engine import Database, StorageError, open_database
-from passerelle.storage.migrations import HEAD, upgrade
+from passerelle.storage.migrations import HEAD, schema_state, upgrade
 from passerelle.storage.tables import metadata
 
 
@@ -98,3 +100,55 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str, tmp_
     for child in children:
         child.join()
     assert sorted(found, key=str) == [False, False, False, True]
+
+
+OLD_KEY = """INSERT INTO keys (id, name, organisation, project, user_id, scopes, models, weight, created_at_ms,
+  created_by, expires_at_ms, revoked_at_ms, last_used_at_ms, changed)
+  VALUES ('key_old', 'old', 'default', 'default', NULL, '["inference"]', NULL, 1.0, 1, 'cli', NULL, NULL, NULL, 1)"""
+OLD_SECRET = """INSERT INTO key_secrets (public_id, key_id, digest, created_at_ms, expires_at_ms)
+  VALUES ('public', 'key_old', :digest, 1, NULL)"""
+OLD_USAGE = """INSERT INTO usage (id, at_ms, request_id, organisation, project, user_id, key_id, model, requested_model,
+  target, operation, stream, status, outcome, error_code, prompt_tokens, cached_tokens, completion_tokens, token_source,
+  attempts, fallback_from, queue_ms, first_byte_ms, total_ms) VALUES ('old_call', 1800000000000, 'r', 'default',
+  'default', NULL, 'key_old', 'm', 'm', 't', 'chat', true, 200, 'ok', NULL, 10, 2, 5, 'engine', 1, NULL, 0.5, 1.5, 80.0)
+  ON CONFLICT (id) DO NOTHING"""
+
+
+async def test_the_first_release_goes_on_beside_the_newest_schema(database: Database) -> None:
+    """Its statements, as it sent them, write and read; what it wrote is taken in by this code (faults row E17).
+
+    That it names no tenant on PostgreSQL is held in test_tenants.py.
+    """
+    async with database.write(as_owner=True) as connection:
+        await connection.execute(text("UPDATE sequences SET value = value + 1 WHERE name = 'keys'"))
+        await connection.execute(text(OLD_KEY))
+        await connection.execute(text(OLD_SECRET), {"digest": b"d" * 32})
+        for _ in range(2):
+            await connection.execute(text(OLD_USAGE))
+        found = await connection.execute(text("SELECT name FROM keys WHERE id = 'key_old'"))
+        assert found.scalar() == "old"
+    assert await Rollup(database).run() == 1
+    (line,) = await UsageReport(database, "default").lines([Grouping.KEY], UsageFilter())
+    assert (line.names, line.calls, line.tokens, line.cost_nano) == (("old",), 1, 15, 0)
+
+
+@pytest.mark.parametrize("killed_at", ["usage_rollups", "watermarks", "audit"])
+async def test_a_migration_that_is_cut_leaves_nothing_and_runs_again(
+    database_url: str, tmp_path: Path, killed_at: str
+) -> None:
+    """Cut at any step, the database is as it was before; the next start does all of it (faults row E17)."""
+    opened = open_database(database_url, tmp_path)
+
+    def cut(*arguments: Any) -> None:
+        if f"CREATE TABLE {killed_at}" in arguments[2]:
+            raise ConnectionAbortedError("killed")
+
+    event.listen(opened.engine.sync_engine, "before_cursor_execute", cut, named=False)
+    with pytest.raises(StorageError):
+        await upgrade(opened)
+    assert (await schema_state(opened)).version is None
+    event.remove(opened.engine.sync_engine, "before_cursor_execute", cut)
+    assert await upgrade(opened) is True
+    assert await upgrade(opened) is False
+    assert (await schema_state(opened)).pending == ()
+    await opened.aclose()

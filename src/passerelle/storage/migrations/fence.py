@@ -13,10 +13,40 @@ SQLite all of this does nothing.
 from __future__ import annotations
 
 from alembic import op
+from sqlalchemy import DDL
 
-APP_ROLE = "passerelle_app"
-_ON_TABLES = "SELECT, INSERT, UPDATE, DELETE"
-_ON_SEQUENCES = "USAGE, SELECT"
+_MAKE_ROLE = """
+DO $$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'passerelle_app') THEN
+    BEGIN
+      CREATE ROLE passerelle_app NOLOGIN NOSUPERUSER NOBYPASSRLS;
+    EXCEPTION
+      WHEN duplicate_object OR unique_violation THEN NULL;
+    END;
+  END IF;
+  IF NOT pg_has_role(current_user, 'passerelle_app',
+    CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+  THEN
+    EXECUTE format('GRANT passerelle_app TO %I', current_user);
+  END IF;
+  EXECUTE format('GRANT USAGE ON SCHEMA %I TO passerelle_app', current_schema());
+  EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO passerelle_app', current_schema());
+  EXECUTE format('GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA %I TO passerelle_app', current_schema());
+  EXECUTE format(
+    'ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO passerelle_app',
+    current_schema());
+  EXECUTE format(
+    'ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT USAGE, SELECT ON SEQUENCES TO passerelle_app', current_schema());
+EXCEPTION WHEN insufficient_privilege THEN
+  RAISE WARNING 'the role passerelle_app cannot be created or granted by this user';
+END $$
+"""
+_FENCE = (
+    "ALTER TABLE %(name)s ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE %(name)s FORCE ROW LEVEL SECURITY",
+    "CREATE POLICY tenant ON %(name)s USING (%(tenant)s = '*' OR %(own)s)",
+    "CREATE POLICY owner ON %(name)s TO CURRENT_USER USING (%(tenant)s IS NULL)",
+)
 _TENANT = "(SELECT current_setting('passerelle.organisation', true))"
 
 
@@ -25,35 +55,8 @@ def make_role() -> None:
 
     A user who may not create roles goes on without: the policies hold for the owner too, because they are forced.
     """
-    if not _is_postgres():
-        return
-    op.execute(
-        f"""
-        DO $$ BEGIN
-          IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{APP_ROLE}') THEN
-            BEGIN
-              CREATE ROLE {APP_ROLE} NOLOGIN NOSUPERUSER NOBYPASSRLS;
-            EXCEPTION
-              WHEN duplicate_object OR unique_violation THEN NULL;
-            END;
-          END IF;
-          IF NOT pg_has_role(current_user, '{APP_ROLE}',
-            CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
-          THEN
-            EXECUTE format('GRANT {APP_ROLE} TO %I', current_user);
-          END IF;
-          EXECUTE format('GRANT USAGE ON SCHEMA %I TO {APP_ROLE}', current_schema());
-          EXECUTE format('GRANT {_ON_TABLES} ON ALL TABLES IN SCHEMA %I TO {APP_ROLE}', current_schema());
-          EXECUTE format('GRANT {_ON_SEQUENCES} ON ALL SEQUENCES IN SCHEMA %I TO {APP_ROLE}', current_schema());
-          EXECUTE format(
-            'ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT {_ON_TABLES} ON TABLES TO {APP_ROLE}', current_schema());
-          EXECUTE format(
-            'ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT {_ON_SEQUENCES} ON SEQUENCES TO {APP_ROLE}', current_schema());
-        EXCEPTION WHEN insufficient_privilege THEN
-          RAISE WARNING 'the role {APP_ROLE} cannot be created or granted by this user';
-        END $$
-        """
-    )
+    if _is_postgres():
+        op.execute(_MAKE_ROLE)
 
 
 def protect(table: str, column: str = "organisation") -> None:
@@ -67,12 +70,9 @@ def protect_by_parent(table: str, column: str, parent: str, key: str = "id") -> 
 
 
 def _fence(table: str, is_own: str) -> None:
-    if not _is_postgres():
-        return
-    op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-    op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
-    op.execute(f"CREATE POLICY tenant ON {table} USING ({_TENANT} = '*' OR {is_own})")
-    op.execute(f"CREATE POLICY owner ON {table} TO CURRENT_USER USING ({_TENANT} IS NULL)")
+    if _is_postgres():
+        for statement in _FENCE:
+            op.execute(DDL(statement, context={"name": table, "tenant": _TENANT, "own": is_own}))
 
 
 def _is_postgres() -> bool:
