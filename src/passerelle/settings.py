@@ -294,7 +294,7 @@ class HealthSection(Section, frozen=True, kw_only=True):
 
 
 class ServicesSection(Section, frozen=True, kw_only=True):
-    """Where declarative services are."""
+    """Where declarative services are, and how they call models."""
 
     folder: (
         Annotated[
@@ -307,6 +307,12 @@ class ServicesSection(Section, frozen=True, kw_only=True):
         | None
     ) = None
     prompts: Annotated[Word, Meta(description="The folder of prompts, where it is elsewhere.")] | None = None
+    max_retries: Annotated[
+        int, Meta(ge=0, le=100, description="How often one call of a model is made again when its server is away.")
+    ] = 6
+    max_retry_delay_s: Annotated[
+        float, Meta(gt=0, le=3600, description="The longest wait between two of these.", extra=SECONDS)
+    ] = 10.0
 
 
 class OpeaSection(Section, frozen=True, kw_only=True):
@@ -398,7 +404,9 @@ class Keys(Section, frozen=True, kw_only=True):
         RetrySection, Meta(description="Further attempts after a target failed before its first byte.")
     ] = RetrySection()
     health: Annotated[HealthSection, Meta(description="When a target is left alone.")] = HealthSection()
-    services: Annotated[ServicesSection, Meta(description="Where declarative services are.")] = ServicesSection()
+    services: Annotated[
+        ServicesSection, Meta(description="Where declarative services are, and how they call models.")
+    ] = ServicesSection()
     opea: Annotated[OpeaSection, Meta(description="The OPEA dialect.")] = OpeaSection()
     jobs: Annotated[JobsSection, Meta(description="Work that outlives the request that asked for it.")] = JobsSection()
     logging: Annotated[LoggingSection, Meta(description="What is logged, and where to.")] = LoggingSection()

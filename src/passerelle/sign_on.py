@@ -32,7 +32,7 @@ class PeopleSignOn:
         secrets = Secrets(database)
         self._passwords = Passwords()
         self._changes = PeopleChanges(database)
-        accounts = Accounts(database, self._passwords, secrets)
+        accounts = self.accounts = Accounts(database, self._passwords, secrets)
         sessions = Sessions(
             database,
             accounts,

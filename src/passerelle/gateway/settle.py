@@ -78,6 +78,7 @@ class Settlement:
             first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1e3, 3),
             total_ms=round(total_s * 1e3, 3),
             cost_nano=call.cost_nano,
+            service=call.service,
         )
         self._uncounted.append(row)
         for recorder in self._recorders:

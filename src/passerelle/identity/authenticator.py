@@ -127,7 +127,7 @@ class Authenticator:
         if static_key is not None and not 0 < len(static_key.encode()) <= MAX_CREDENTIAL_BYTES:
             raise ValueError(f"A static API key has 1 to {MAX_CREDENTIAL_BYTES} bytes.")
         self._static_digest = None if static_key is None else hashlib.sha256(static_key.encode()).digest()
-        self._static = Principal(key_id="static", key_name="static", scopes=frozenset({Scope.INFERENCE}))
+        self.static = Principal(key_id="static", key_name="static", scopes=frozenset({Scope.INFERENCE}))
         self._keys = keys
         self._poll_s = poll_s
         self._grace_s = grace_s
@@ -187,7 +187,7 @@ class Authenticator:
                 if known is None:
                     self._memory.keep_parsed(whole, parsed)
                 return principal
-        return self._static if self._is_static(token) else None
+        return self.static if self._is_static(token) else None
 
     async def authenticate(self, authorization: bytes | None, x_api_key: bytes | None = None) -> Principal:
         """Returns the caller, from the values of the headers ``authorization`` and ``x-api-key``.

@@ -97,6 +97,15 @@ class Credentials:
         key_end_s = None if row["expires_at_ms"] is None else row["expires_at_ms"] / 1000
         return Credential(public_id, bytes(row["digest"]), principal, has_ended(row), key_end_s)
 
+    async def holder(self, key_id: str) -> Principal | None:
+        """Returns who holds the key of that id now, None when it has ended: for work that outlives its request."""
+        now_ms = int(self._clock() * 1000)
+        async with self._database.read() as connection:
+            row = (await connection.execute(with_all_above().where(keys.c.id == key_id))).mappings().first()
+        if row is None or has_ended(row) or (row["expires_at_ms"] or now_ms + 1) <= now_ms:
+            return None
+        return principal_of(row, None if row["expires_at_ms"] is None else row["expires_at_ms"] / 1000)
+
     async def position(self) -> int:
         """Returns how many changes there have been: one tiny query."""
         async with self._database.read() as connection:

@@ -167,7 +167,7 @@ class _Caller:
             prompt_tokens=call.usage.prompt_tokens,
             cached_tokens=call.usage.cached_tokens,
             completion_tokens=call.usage.completion_tokens,
-            cost_nano=getattr(call, "cost_nano", 0),
+            cost_nano=call.cost_nano,
             cut=cut,
             seconds=round(time.monotonic() - began, 3),
         )

@@ -96,6 +96,15 @@ class Metrics:
             ("guardrail", "stage", "action"),
             registry=self.registry,
         )
+        self.services = Gauge(
+            "passerelle_services", "Services that can be run.", registry=self.registry, multiprocess_mode="mostrecent"
+        )
+        self.service_problems = Gauge(
+            "passerelle_service_problems",
+            "What is wrong with the files of services now.",
+            registry=self.registry,
+            multiprocess_mode="mostrecent",
+        )
         self.in_flight = Gauge(
             "passerelle_in_flight", "Calls being served now.", registry=self.registry, multiprocess_mode="livesum"
         )
