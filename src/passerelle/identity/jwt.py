@@ -39,7 +39,6 @@ _KEY = "access-token"
 @dataclass(frozen=True, slots=True)
 class _Known:
     principal: Principal
-    issued_at_s: float
     expires_at_s: float
 
 
@@ -63,8 +62,9 @@ class Tokens:
         self._provider = provider
         self._clock = clock
         self._known: dict[bytes, _Known] = {}
+        self._seen: dict[str, tuple[str, str]] = {}
         self._callbacks: list[Callable[[str], None]] = []
-        changes.subscribe(self._forget, lambda: bool(self._known))
+        changes.subscribe(self._forget, lambda: bool(self._seen))
 
     def on_ended(self, callback: Callable[[str], None]) -> None:
         """Calls ``callback(key_id)`` when a person who used a token was disabled: running calls have to end."""
@@ -149,10 +149,11 @@ class Tokens:
         if account is None or int(issued_at_s) < account.signed_out_at_ms // 1000 or await self._is_revoked(digest):
             raise _refused()
         principal = account.admit().principal(expires_at_s)
+        self._note(principal)
         if generation == self._changes.generation:
             if len(self._known) >= MEMORY_SIZE:
                 del self._known[next(iter(self._known))]
-            self._known[digest] = _Known(principal, issued_at_s, expires_at_s)
+            self._known[digest] = _Known(principal, expires_at_s)
         return principal
 
     async def _ours(self, token: str) -> dict[str, Any]:
@@ -189,15 +190,18 @@ class Tokens:
         async with self._database.read() as connection:
             return (await connection.execute(query)).first() is not None
 
+    def _note(self, principal: Principal) -> None:
+        """Remembers who used a token: something of theirs may run when they are disabled."""
+        if principal.key_id not in self._seen and len(self._seen) >= MEMORY_SIZE:
+            del self._seen[next(iter(self._seen))]
+        self._seen[principal.key_id] = (principal.user or "", principal.organisation)
+
     def _forget(self, changed: Changed) -> None:
-        ended: set[str] = set()
         for digest, known in list(self._known.items()):
-            principal = known.principal
-            if changed.touches(principal.user or "", principal.organisation):
+            if changed.touches(known.principal.user or "", known.principal.organisation):
                 del self._known[digest]
-                if changed.ends(principal.user or "", principal.organisation):
-                    ended.add(principal.key_id)
-        for key_id in ended:
+        for key_id in [key_id for key_id, place in self._seen.items() if changed.ends(*place)]:
+            del self._seen[key_id]
             for callback in self._callbacks:
                 callback(key_id)
 
