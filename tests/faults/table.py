@@ -80,6 +80,9 @@ ROWS = (
     # D. Keys
     Row("D1", "bad keys of every kind", "corpus", "401, the same body"),
     Row("D5", "key in the query or a cookie", "", "401, and not in the logs"),
+    Row("D8", "burst at a limit", "200 at once", "exactly the limit passes; 429, Retry-After and headers"),
+    Row("D10", "the store of limits goes away", "SIGKILL", "by what was known; 200 or 429, never 401; back by itself"),
+    Row("D11", "callers leave while tokens are set aside", "FIN, RST, reset", "what was not used is given back"),
     # E. Jobs and the database
     Row("E1", "worker killed in the middle of a job", "SIGKILL, failpoints", "run again soon after its lease; one end"),
     Row("E2", "gateway killed between commit and answer", "failpoint", "the same request finds the same job"),
@@ -87,6 +90,11 @@ ROWS = (
     Row("E7", "a job crashes its worker each time", "SIGSEGV", "dead after max_attempts; the queue moves on"),
     Row("E8", "many workers, many jobs", "processes", "each claimed once per attempt; no deadlock; fair to keys"),
     Row("E10", "SIGTERM with a hundred running", "SIGTERM", "no claim after; grace; leases given back; exit 0"),
+    Row("E4", "database server killed under load", "SIGKILL, restart", "503 for unknown keys, no 401; ledger equal"),
+    Row("E11", "no space for the ledger", "RLIMIT_FSIZE", "calls go on, or 503 if strict; no half row; recovers"),
+    Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
+    Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
+    Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
     # J. Load and operation
     Row("J2", "one tenant floods", "ten-fold", "the other tenant's success and p99 hold"),
     Row("J3", "few descriptors, little memory", "limits", "sheds, recovers, never dies"),
