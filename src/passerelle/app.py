@@ -147,7 +147,12 @@ class Passerelle:
         )
 
         # Jobs
-        self.jobs = JobQueue(self.database, rules=_queue_rules(settings), failpoint=Failpoint(settings.jobs.failpoint))
+        self.jobs = JobQueue(
+            self.database,
+            rules=_queue_rules(settings),
+            failpoint=Failpoint(settings.jobs.failpoint),
+            on_ended=lambda kind, state: self.metrics.job_attempts.labels(kind, state.value).inc(),
+        )
         self.kinds = Kinds()
         self.runner = _runner(settings, self.jobs, self.kinds)
 
@@ -388,6 +393,7 @@ class Passerelle:
         """Puts into the metrics what was counted on the request path."""
         self.settlement.publish()
         self.metrics.in_flight.set(self.gateway.in_flight())
+        self.metrics.jobs_running.set(self.runner.running)
 
     def _note_verdict(self, verdict: Verdict) -> None:
         log_verdict(verdict)

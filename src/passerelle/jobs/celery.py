@@ -66,6 +66,11 @@ class CeleryRunner:
         self._tasks: list[asyncio.Task[None]] = []
         queue.signals.on_queued(self._note)
 
+    @property
+    def running(self) -> int:
+        """See `passerelle.jobs.runner.Runner.running`: nothing runs here."""
+        return 0
+
     async def start(self) -> None:
         """See `passerelle.jobs.runner.Runner.start`."""
         self._tasks = [

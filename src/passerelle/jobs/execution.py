@@ -181,7 +181,10 @@ class Execution:
                 settlement = await self._attempt(attempt)
             finally:
                 on_returned()
-            return None if settlement is None else await self._record(attempt, settlement)
+            state = None if settlement is None else await self._record(attempt, settlement)
+            if state is not None:
+                self._queue.on_ended(claim.kind, state)
+            return state
         finally:
             attempt.close()
             del self._attempts[attempt.key]

@@ -5,7 +5,7 @@ It belongs to the platform, not to a tenant: only runners hold one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, or_, select
@@ -54,8 +54,11 @@ class JobQueue:
         *,
         rules: QueueRules = QueueRules(),
         failpoint: Failpoint | None = None,
+        on_ended: Callable[[str, JobState], None] = lambda kind, state: None,
     ) -> None:
         self.database = database
+        self.on_ended = on_ended
+        """Told of each attempt that ended: the job's kind and its state after it."""
         self.rules = rules
         self.failpoint = failpoint or Failpoint()
         self.signals = Signals(database)
@@ -178,6 +181,9 @@ class JobQueue:
             expired = [_too_late(row.id, row.attempt) for row in late]
             settled |= await self.writes.settle_in(connection, expired, begun=False)
         self.writes.tell_settled(settled, crashed)
+        kinds = {(row.id, row.attempt): row.kind for row in (*rows, *late)}
+        for key, (state, _) in settled.items():
+            self.on_ended(kinds[key], state)
         return len(settled)
 
     def _crash(self, job_id: str, attempt: int, tries: int, max_attempts: int) -> Settlement:

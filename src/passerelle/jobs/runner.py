@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """Sees to it that queued jobs are run, here or elsewhere."""
 
+    @property
+    def running(self) -> int:
+        """How many jobs run in this process now."""
+
     async def start(self) -> None:
         """Begins."""
 
@@ -62,7 +66,7 @@ class LocalRunner:
 
     @property
     def running(self) -> int:
-        """How many jobs run now."""
+        """See `Runner.running`."""
         return self._execution.running
 
     async def start(self) -> None:

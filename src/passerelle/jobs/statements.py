@@ -354,7 +354,7 @@ SETTLED: _Columns = (
 def _lost_leases() -> Select[Any]:
     """Running jobs whose worker has not been heard of, for this transaction alone."""
     return (
-        select(jobs.c.id, jobs.c.attempt, jobs.c.tries, jobs.c.max_attempts, jobs.c.worker, jobs.c.kind)
+        select(jobs.c.id, jobs.c.attempt, jobs.c.tries, jobs.c.max_attempts, jobs.c.kind)
         .where(jobs.c.state == RUNNING, jobs.c.lease_until_ms < NowMs())
         .limit(bindparam("count", type_=Integer))
         .with_for_update(skip_locked=True)
@@ -364,7 +364,7 @@ def _lost_leases() -> Select[Any]:
 def _past_deadline() -> Select[Any]:
     """Queued jobs that nobody began in time, for this transaction alone."""
     return (
-        select(jobs.c.id, jobs.c.attempt)
+        select(jobs.c.id, jobs.c.attempt, jobs.c.kind)
         .where(jobs.c.state == QUEUED, jobs.c.deadline_at_ms <= NowMs())
         .limit(bindparam("count", type_=Integer))
         .with_for_update(skip_locked=True)

@@ -131,6 +131,15 @@ class Metrics:
         self.usage_lost = Counter(
             "passerelle_usage_rows_lost", "Usage rows that could not be kept.", registry=self.registry
         )
+        self.job_attempts = Counter(
+            "passerelle_job_attempts",
+            "Attempts at jobs that ended, by kind and the job's state after it (queued: it is tried again).",
+            ("kind", "state"),
+            registry=self.registry,
+        )
+        self.jobs_running = Gauge(
+            "passerelle_jobs_running", "Jobs run now.", registry=self.registry, multiprocess_mode="livesum"
+        )
         self.reloads = Counter(
             "passerelle_reloads", "Configuration reloads by result (ok, error).", ("result",), registry=self.registry
         )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
+from tests.harness.oracles import becomes
 from tests.unit.jobs.conftest import QUICK
 
 from passerelle.domain import errors
@@ -102,7 +103,12 @@ async def test_each_kind_of_failure_has_its_end(bench: Bench, caplog: pytest.Log
 
 
 async def test_a_model_that_comes_back(bench: Bench) -> None:
-    """A job that fails twice for want of a model and then succeeds has one result and says what it went through."""
+    """A job that fails twice for want of a model and then succeeds has one result and says what it went through.
+
+    Each end of an attempt is told to who counts them.
+    """
+    ended: list[tuple[str, str]] = []
+    bench.queue.on_ended = lambda kind, state: ended.append((kind, state.value))
     calls = 0
 
     async def flaky(context: JobContext) -> Result:
@@ -117,6 +123,8 @@ async def test_a_model_that_comes_back(bench: Bench) -> None:
     retry = next(event for event in await bench.store.events(job.id) if event.type == "retry").fields()
     assert (retry["tries"], retry["max_attempts"], retry["error"]["kind"]) == (1, 5, "overload")
     assert retry["delay_s"] <= 0.05
+    assert await becomes(lambda: len(ended) == 3, 5)
+    assert ended == [("t", "queued"), ("t", "queued"), ("t", "succeeded")]
 
 
 async def test_finished_steps_are_not_repeated(bench: Bench) -> None:
