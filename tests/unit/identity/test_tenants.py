@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
 from tests.harness.people import OPERATOR, make_key, make_organisation, make_user
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound, PreconditionFailed
@@ -15,9 +19,11 @@ from passerelle.identity.keys import KeyOptions, KeyStore, all_keys
 from passerelle.identity.organisations import OrganisationOptions, OrganisationStore
 from passerelle.identity.projects import ProjectOptions, ProjectStore
 from passerelle.identity.rights import Maker
-from passerelle.identity.token import parse
+from passerelle.identity.token import mint, parse
 from passerelle.identity.users import UserOptions, UserStore
-from passerelle.storage.engine import Database
+from passerelle.storage import migrations
+from passerelle.storage.engine import Database, open_database
+from passerelle.storage.migrations import upgrade
 
 
 async def valid(database: Database, token: str) -> bool:
@@ -232,3 +238,44 @@ async def test_every_change_is_in_the_audit_log_of_its_organisation(database: Da
         assert token[20:63] not in repr(entries)
     role = next(entry for entry in entries if entry.action == "user.update")
     assert (role.before["role"], role.after["role"], role.actor.name) == ("member", "viewer", "test")
+
+
+OLD_KEY = """INSERT INTO keys (id, name, organisation, project, user_id, scopes, models, weight, created_at_ms,
+  created_by, expires_at_ms, revoked_at_ms, last_used_at_ms, changed) VALUES (:id, :id, :organisation, :project, NULL,
+  '["inference"]', NULL, 1.0, 1, 'cli', NULL, NULL, NULL, 1)"""
+OLD_SECRET = """INSERT INTO key_secrets (public_id, key_id, digest, created_at_ms, expires_at_ms)
+  VALUES (:public_id, :id, :digest, 1, NULL)"""
+
+
+def _first_release(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0001")
+
+
+async def test_names_that_keys_used_before_there_were_organisations_become_ones(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Keys of the first release could name any organisation and project: they go on, and each name is one now."""
+    database = open_database(database_url, tmp_path)
+    async with database.write(as_owner=True) as connection:
+        await connection.run_sync(_first_release)
+    token = mint()
+    parsed = parse(token)
+    assert parsed is not None
+    public_id, digest = parsed
+    places = [("default", "default"), ("acme", "search"), ("acme", "default"), ("other", "search")]
+    async with database.write(as_owner=True) as connection:
+        for number, (organisation, project) in enumerate(places):
+            row = {"id": f"key_{number}", "organisation": organisation, "project": project}
+            await connection.execute(text(OLD_KEY), row)
+        await connection.execute(text(OLD_SECRET), {"public_id": public_id, "id": "key_1", "digest": digest})
+    await upgrade(database)
+    found = await OrganisationStore(database, None).page(limit=10)
+    assert {each.id for each in found} == {each.name for each in found} == {"default", "acme", "other"}
+    assert await valid(database, token)
+    assert [key.name for key in await KeyStore(database, "acme").page(limit=10)] == ["key_1", "key_2"]
+    await OrganisationStore(database, None).archive(OPERATOR, "acme")
+    assert not await valid(database, token)
+    await database.aclose()

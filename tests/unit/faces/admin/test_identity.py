@@ -1,0 +1,205 @@
+"""Organisations, projects, users and keys over the admin API: versions, repeats, pages, and what is shown once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from tests.harness.gateway import GatewayProcess
+
+from passerelle.faces.admin.keys import KeyAnswer, NewKeyAnswer
+from passerelle.faces.admin.me import MeAnswer
+from passerelle.faces.admin.organisations import OrganisationAnswer
+from passerelle.faces.admin.projects import ProjectAnswer
+from passerelle.faces.admin.resource import Listed
+from passerelle.faces.admin.users import UserAnswer
+from passerelle.identity.token import parse
+
+pytestmark = pytest.mark.slow
+
+
+class Client:
+    """Asks with one key."""
+
+    def __init__(self, gateway: GatewayProcess, key: str) -> None:
+        self.gateway = gateway
+        self.key = key
+        self.connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+        self.headers: dict[str, str] = {}
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Returns status and body; headers of the answer are kept."""
+        sent = {"authorization": f"Bearer {self.key}", **{name.replace("_", "-"): v for name, v in headers.items()}}
+        self.connection.request(method, path, None if body is None else json.dumps(body), sent)
+        with self.connection.getresponse() as answer:
+            self.headers = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, json.loads(answer.read())
+
+    def made(self, path: str, body: Any) -> Any:
+        """Makes something."""
+        status, answer = self.ask("POST", path, body)
+        assert status == 201, answer
+        return answer
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The operator of a gateway with two models."""
+    targets = [{"url": "http://127.0.0.1:9/v1"}]
+    config = {
+        "models": [{"name": "near", "aliases": ["alias"], "targets": targets}, {"name": "far", "targets": targets}],
+        "server": {"trusted_proxies": ["127.0.0.1"]},
+    }
+    home = tmp_path_factory.mktemp("identity") / "home"
+    with GatewayProcess(home, config) as gateway, Client(gateway, gateway.key) as client:
+        yield client
+
+
+def test_answers_are_as_described(operator: Client) -> None:
+    """Each decodes into the structure that /docs shows, lists too."""
+    paths = {
+        "/admin/organisations": ({"name": "described"}, OrganisationAnswer),
+        "/admin/projects": ({"name": "described"}, ProjectAnswer),
+        "/admin/users": ({"name": "described", "email": "d@x.example"}, UserAnswer),
+        "/admin/keys": ({"name": "described"}, KeyAnswer),
+    }
+    for path, (body, structure) in paths.items():
+        made = operator.made(path, body)
+        shown = operator.ask("GET", f"{path}/{made['id']}")[1]
+        assert msgspec.convert(shown, structure, strict=False).id == made["id"]
+        assert set(shown) == {*structure.__struct_fields__, "object"}
+        listed = msgspec.convert(operator.ask("GET", path)[1], Listed[structure], strict=False)  # type: ignore[valid-type]
+        assert made["id"] in [each.id for each in listed.data]
+    assert set(operator.ask("GET", "/admin/me")[1]) == {*MeAnswer.__struct_fields__, "object"}
+
+
+def test_a_secret_is_shown_once(operator: Client) -> None:
+    """In the answer that made it; not when the request is repeated, and not by showing the key."""
+    body = {"name": "once", "scopes": ["inference"]}
+    first = operator.ask("POST", "/admin/keys", body, idempotency_key="once")
+    assert parse(first[1]["key"]) is not None
+    second = operator.ask("POST", "/admin/keys", body, idempotency_key="once")
+    assert operator.headers["idempotent-replayed"] == "true"
+    assert (second[0], second[1]) == (201, first[1] | {"key": None})
+    assert set(first[1]) == {*NewKeyAnswer.__struct_fields__, "object"}
+    status, other = operator.ask("POST", "/admin/keys", body | {"name": "x"}, idempotency_key="once")
+    assert (status, other["error"]["code"]) == (422, "idempotency_key_reused")
+    key_id = first[1]["id"]
+    rotated = operator.ask("POST", f"/admin/keys/{key_id}/rotate", {"overlap_s": 60}, idempotency_key="r")[1]
+    again = operator.ask("POST", f"/admin/keys/{key_id}/rotate", {"overlap_s": 60}, idempotency_key="r")[1]
+    assert parse(rotated["key"]) is not None and again == rotated | {"key": None}
+    assert len(rotated["public_ids"]) == 2
+    assert "key" not in operator.ask("GET", f"/admin/keys/{key_id}")[1]
+    secrets = [secret[20:63] for secret in (first[1]["key"], rotated["key"])]
+    database = b"".join(path.read_bytes() for path in operator.gateway.home.glob("passerelle.db*"))
+    log = "".join(operator.gateway.log)
+    assert not any(secret.encode() in database or secret in log for secret in secrets)
+
+
+def test_an_update_is_held_to_the_version_that_was_read(operator: Client) -> None:
+    """The ETag is the version; If-Match with an older one is 412, and nothing was changed."""
+    for path in ("/admin/organisations", "/admin/projects", "/admin/users", "/admin/keys"):
+        made = operator.made(path, {"name": "versions"})
+        one = f"{path}/{made['id']}"
+        operator.ask("GET", one)
+        tag = operator.headers["etag"]
+        status, changed = operator.ask("PATCH", one, {"name": "renamed"}, if_match=tag)
+        assert (status, changed["name"], changed["version"]) == (200, "renamed", 2)
+        assert operator.headers["etag"] == '"2"'
+        status, refused = operator.ask("PATCH", one, {"name": "again"}, if_match=tag)
+        assert (status, refused["error"]["code"]) == (412, "stale_version")
+        assert operator.ask("GET", one)[1] == changed
+        assert operator.ask("PATCH", one, {"name": "unconditional"})[0] == 200
+
+
+def test_pages_lead_from_one_to_the_next(operator: Client) -> None:
+    """``next`` is ``after``; what was added meanwhile is not missed, and nothing comes twice."""
+    organisation = operator.made("/admin/organisations", {"name": "pages"})["id"]
+    path = f"/admin/projects?organisation={organisation}&limit=2"
+    for number in range(4):
+        operator.made(f"/admin/projects?organisation={organisation}", {"name": f"p{number}"})
+    found, after = [], ""
+    while True:
+        page = operator.ask("GET", path + after)[1]
+        found += [each["name"] for each in page["data"]]
+        if len(found) == 2:
+            operator.made(f"/admin/projects?organisation={organisation}", {"name": "late"})
+        if not page["has_more"]:
+            assert page["next"] is None
+            break
+        after = f"&after={page['next']}"
+    assert found == ["default", "p0", "p1", "p2", "p3", "late"]
+    for query in ("limit=0", "after=nonsense", "color=red"):
+        assert operator.ask("GET", f"/admin/projects?{query}")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/admin/keys", {}, "name"),
+        ("/admin/keys", {"name": "k", "scopes": ["root"]}, "scopes[0]"),
+        ("/admin/keys", {"name": "k", "models": ["nope"]}, "models"),
+        ("/admin/keys", {"name": "k", "networks": ["10.0.0.0/99"]}, "networks"),
+        ("/admin/keys", {"name": "k", "expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ("/admin/keys", {"name": "k", "expires_at": "2101-01-01T00:00:00"}, "expires_at"),
+        ("/admin/keys", {"name": "k", "weight": 0}, "weight"),
+        ("/admin/keys", {"name": "k", "admin": True}, "admin"),
+        ("/admin/keys", {"name": "a\u0000b"}, "name"),
+        ("/admin/users", {"name": "u", "role": "king"}, "role"),
+        ("/admin/users", {"name": "u", "email": "nonsense"}, "email"),
+        ("/admin/users", {"name": "u", "password_hash": "x"}, "password_hash"),
+        ("/admin/organisations", {"name": 3}, "name"),
+        ("/admin/projects", {"name": "p", "models": [""]}, "models[0]"),
+    ],
+)
+def test_a_wrong_field_is_named(operator: Client, path: str, body: Any, param: str) -> None:
+    """400, and the error says which."""
+    status, answer = operator.ask("POST", path, body)
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
+def test_an_alias_is_kept_as_the_models_own_name(operator: Client) -> None:
+    """A key is held to names of the catalog: an alias would allow nothing."""
+    assert operator.made("/admin/keys", {"name": "k", "models": ["alias", "far"]})["models"] == ["far", "near"]
+
+
+def test_a_key_is_held_to_its_networks_behind_a_trusted_proxy(operator: Client) -> None:
+    """The proxy's word counts for where the caller is, and only the last hop of it."""
+    made = operator.made("/admin/keys", {"name": "k", "networks": ["192.0.2.0/24"]})
+    with Client(operator.gateway, made["key"]) as caller:
+        for hops, status in (("192.0.2.7", 200), ("192.0.2.7, 198.51.100.1", 403), ("198.51.100.1, 192.0.2.7", 200)):
+            assert caller.ask("GET", "/admin/me", x_forwarded_for=hops)[0] == status
+        status, answer = caller.ask("GET", "/admin/me")
+        assert (status, answer["error"]["code"]) == (403, "address_not_allowed")
+        assert caller.ask("GET", "/v1/models")[0] == 403
+
+
+def test_me_is_who_asks_and_what_they_may_do(operator: Client) -> None:
+    """What key, project and organisation all allow."""
+    organisation = operator.made("/admin/organisations", {"name": "me", "models": ["near"]})["id"]
+    query = f"?organisation={organisation}"
+    user = operator.made(f"/admin/users{query}", {"name": "ann", "role": "viewer"})["id"]
+    body = {"name": "k", "user": user, "scopes": ["keys:read"], "models": ["near", "far"], "weight": 2}
+    with Client(operator.gateway, operator.made(f"/admin/keys{query}", body)["key"]) as caller:
+        me = caller.ask("GET", "/admin/me")[1]
+        assert (me["organisation"], me["user"], me["role"]) == (organisation, user, "viewer")
+        assert (me["scopes"], me["models"], me["services"], me["weight"]) == (["keys:read"], ["near"], None, 2.0)
+        assert (me["kind"], me["address"]) == ("key", "127.0.0.1")
+
+
+def test_a_tenant_learns_no_names_of_models_that_are_not_theirs(operator: Client) -> None:
+    """Neither by suggestion nor by a different answer."""
+    made = operator.made("/admin/keys", {"name": "k", "models": ["near"], "scopes": ["keys:write", "inference"]})
+    with Client(operator.gateway, made["key"]) as caller:
+        messages = [caller.ask("POST", "/admin/keys", {"name": "x", "models": [name]})[1] for name in ("far", "zar")]
+        assert messages[0]["error"]["message"].replace("far", "zar") == messages[1]["error"]["message"]
