@@ -79,6 +79,7 @@ ROWS = (
     Row("C16", "markdown image in plain text", "", "nothing fetched"),
     # D. Keys
     Row("D1", "bad keys of every kind", "corpus", "401, the same body"),
+    Row("D3", "revoked, expired or disabled while in use", "sessions, tokens", "refused by every worker within 5 s"),
     Row("D5", "key in the query or a cookie", "", "401, and not in the logs"),
     Row("D8", "burst at a limit", "200 at once", "exactly the limit passes; 429, Retry-After and headers"),
     Row("D10", "the store of limits goes away", "SIGKILL", "by what was known; 200 or 429, never 401; back by itself"),
@@ -95,6 +96,14 @@ ROWS = (
     Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
     Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
     Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
+    # I. Pages
+    Row("I5", "requests of another site's page with the cookie", "origins, forms, tokens", "refused, nothing changed"),
+    Row(
+        "I7",
+        "guessed passwords, planted and stolen sessions",
+        "40 at once, copies",
+        "slowed; new id; refused within 5 s",
+    ),
     # J. Load and operation
     Row("J2", "one tenant floods", "ten-fold", "the other tenant's success and p99 hold"),
     Row("J3", "few descriptors, little memory", "limits", "sheds, recovers, never dies"),

@@ -146,7 +146,7 @@ def test_a_role_follows_the_provider(world: World, browser: requests.Session) ->
 
 
 def test_a_sign_on_that_did_not_begin_here(world: World, browser: requests.Session) -> None:
-    """Row I7: an attacker's code in somebody's browser signs nobody on: state and cookie belong together, once."""
+    """An attacker's code in somebody's browser signs nobody on: state and cookie belong together, once."""
     with requests.Session() as attacker:
         back = world.provider.consent(world.begin(attacker), "ada")
     answer = browser.get(back, allow_redirects=False, timeout=30)
