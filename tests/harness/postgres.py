@@ -7,19 +7,22 @@ import signal
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import psutil
 
 
 class PostgresServer:
     """A running server that listens on a Unix socket."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, server: Any = None) -> None:
         self.uri = uri
+        self._server = server
 
     async def new_database(self) -> str:
         """Makes an empty database and returns its URL."""
@@ -30,6 +33,19 @@ class PostgresServer:
         finally:
             await connection.close()
         return urlunsplit(urlsplit(self.uri)._replace(path=f"/{name}"))
+
+    def kill(self) -> None:
+        """Ends it as a crash does: the postmaster and the processes of its connections, at once."""
+        postmaster = psutil.Process(self._server.get_pid())
+        processes = [*postmaster.children(recursive=True), postmaster]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def restart(self) -> None:
+        """Starts it again after `kill`, at the same address; it recovers what was committed."""
+        self._server.ensure_postgres_running()
 
     async def drop_connections(self, url: str) -> None:
         """Ends every connection to a database, as a restart of the server does."""
@@ -60,7 +76,7 @@ def running_postgres() -> Iterator[PostgresServer]:
             with Path(data, "postgresql.conf").open("a") as file:
                 file.write("fsync = off\n")
             os.kill(server.get_pid(), signal.SIGHUP)
-            yield PostgresServer(server.get_uri())
+            yield PostgresServer(server.get_uri(), server)
         finally:
             # At once, without the checkpoint of a polite stop, which can take a minute on a busy disk.
             os.kill(server.get_pid(), signal.SIGQUIT)
