@@ -42,6 +42,7 @@ class BookKeeper:
         self._shared = shared
         self._poll_s = poll_s
         self._position = -1
+        self._polling = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -49,7 +50,7 @@ class BookKeeper:
         """Reads everything, and begins to follow changes. A database that is down is no error: it is asked again."""
         if self._shared is not None:
             await self._shared.start()
-        await self._try()
+        await self.catch_up()
         self._task = asyncio.create_task(self._follow(), name="limit-changes")
 
     async def aclose(self) -> None:
@@ -66,6 +67,17 @@ class BookKeeper:
 
     async def poll(self) -> None:
         """Takes in what changed. Raises StorageError."""
+        async with self._polling:
+            await self._poll()
+
+    async def catch_up(self) -> None:
+        """Takes in what changed, at once; where the database does not answer now, as soon as it does."""
+        try:
+            await self.poll()
+        except StorageError as error:
+            _log.warning("changes of limits cannot be followed: %s", error.message)
+
+    async def _poll(self) -> None:
         book = self.limiter.book
         changes = await read_changes(self._database, self._position, len(book.prices))
         if changes.position < self._position:
@@ -94,13 +106,7 @@ class BookKeeper:
             try:
                 await asyncio.wait_for(self._stopping.wait(), self._poll_s)
             except TimeoutError:
-                await self._try()
-
-    async def _try(self) -> None:
-        try:
-            await self.poll()
-        except StorageError as error:
-            _log.warning("changes of limits cannot be followed: %s", error.message)
+                await self.catch_up()
 
 
 def open_limits(

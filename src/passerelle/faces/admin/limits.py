@@ -165,10 +165,10 @@ class LimitsFace:
 
         async def work() -> Answer:
             made = await store.create(new, actor(context))
+            await self._keeper.catch_up()
             return answer(LimitAnswer(**_fields(made)), status=201, version=made.version)
 
         await self._repeats.once(context, raw, work)
-        await self._keeper.poll()
 
     async def update(self, context: Context) -> None:
         """``PATCH /admin/limits/{limit}``."""
@@ -182,7 +182,7 @@ class LimitsFace:
             hard=None if isinstance(body.hard, UnsetType) else body.hard,
             version=expected_version(context),
         )
-        await self._keeper.poll()
+        await self._keeper.catch_up()
         await respond(context, LimitAnswer(**_fields(changed)), version=changed.version)
 
     async def remove(self, context: Context) -> None:
@@ -190,7 +190,7 @@ class LimitsFace:
         store = self._store(context, query(context, "organisation"))
         before = await self._own(context, store)
         await store.remove(before.id, actor(context), version=expected_version(context))
-        await self._keeper.poll()
+        await self._keeper.catch_up()
         await send(context, Answer(204, [], b""))
 
     async def own(self, context: Context) -> None:

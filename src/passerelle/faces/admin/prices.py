@@ -94,16 +94,16 @@ class PricesFace:
 
         async def work() -> Answer:
             made = await self._store.set(body.model, **costs, actor=actor(context), from_ms=from_ms)
+            await self._keeper.catch_up()
             return answer(_answer(made), status=201)
 
         await self._repeats.once(context, raw, work)
-        await self._keeper.poll()
 
     async def remove(self, context: Context) -> None:
         """``DELETE /admin/prices/{price}``: the one before it is in force again."""
         query(context)
         await self._store.remove(context.parameters["price"], actor(context))
-        await self._keeper.poll()
+        await self._keeper.catch_up()
         await send(context, Answer(204, [], b""))
 
 
