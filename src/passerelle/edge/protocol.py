@@ -484,8 +484,10 @@ class EdgeProtocol(HttpToolsProtocol):
         if length is None:
             self._refuse(400, "malformed_request", "The request's version or framing is not one of HTTP/1.1.")
             return
-        if self.parser.should_upgrade() and length == 0 and self._should_upgrade():
-            if self._active is None and (self.cycle is None or self.cycle.response_complete):
+        if self.parser.should_upgrade() and self._should_upgrade():
+            if length:
+                self._refuse(400, "malformed_request", "A request for a websocket has no body.")
+            elif self._active is None and (self.cycle is None or self.cycle.response_complete):
                 self._upgrading = True
             else:
                 self._hang_up_after_active()
