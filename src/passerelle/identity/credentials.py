@@ -21,6 +21,15 @@ from passerelle.identity.sequence import position
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import key_secrets, keys, organisations, projects, users
 
+_AFTER: BindParameter[int] = bindparam("after")
+_USER_ENDED = or_(users.c.disabled_at_ms.is_not(None), users.c.confirmed_at_ms.is_(None))
+_CHANGED_USERS = select(users.c.id, _USER_ENDED.label("ended")).where(users.c.changed > _AFTER)
+_CHANGED_PROJECTS = select(
+    projects.c.id, projects.c.organisation, projects.c.archived_at_ms.is_not(None).label("ended")
+).where(projects.c.changed > _AFTER)
+_CHANGED_ORGANISATIONS = select(organisations.c.id, organisations.c.archived_at_ms.is_not(None).label("ended")).where(
+    organisations.c.changed > _AFTER
+)
 _KNOWN_SCOPES = {scope.value for scope in Scope}
 _KNOWN_ROLES = {role.value for role in Role}
 
@@ -115,12 +124,12 @@ class Credentials:
         """Returns what changed since the position ``after``; of what has ended, every key that ended with it."""
         now_ms = int(self._clock() * 1000)
         async with self._database.read() as connection:
-            changed_users = (await connection.execute(_changed(users, after))).all()
-            changed_projects = (await connection.execute(_changed(projects, after))).all()
-            changed_organisations = (await connection.execute(_changed(organisations, after))).all()
+            changed_users = (await connection.execute(_CHANGED_USERS, {"after": after})).all()
+            changed_projects = (await connection.execute(_CHANGED_PROJECTS, {"after": after})).all()
+            changed_organisations = (await connection.execute(_CHANGED_ORGANISATIONS, {"after": after})).all()
             query = select(keys.c.id, keys.c.revoked_at_ms, keys.c.expires_at_ms).where(keys.c.changed > after)
             found = [_change(row, now_ms) for row in await connection.execute(query)]
-            if changed_users or changed_projects or changed_organisations:
+            if any(row.ended for row in (*changed_users, *changed_projects, *changed_organisations)):
                 found += [Change(key_id, True) for key_id in await connection.scalars(_ended_from_above(after))]
         return Changes(
             tuple(found),
@@ -254,15 +263,10 @@ def _change(row: Any, now_ms: int) -> Change:
     return Change(row.id, ended, None if row.expires_at_ms is None else row.expires_at_ms / 1000)
 
 
-def _changed(table: Any, after: int) -> Select[Any]:
-    columns = (table.c.id,) if table is organisations else (table.c.id, table.c.organisation)
-    return select(*columns).where(table.c.changed > after)
-
-
 def _ended_from_above(after: int) -> Select[Any]:
     """The keys whose user, project or organisation ended after the position: their calls must end too."""
     ended = or_(
-        and_(users.c.changed > after, or_(users.c.disabled_at_ms.is_not(None), users.c.confirmed_at_ms.is_(None))),
+        and_(users.c.changed > after, _USER_ENDED),
         and_(projects.c.changed > after, projects.c.archived_at_ms.is_not(None)),
         and_(organisations.c.changed > after, organisations.c.archived_at_ms.is_not(None)),
     )

@@ -7,6 +7,7 @@ import hmac
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
-from tests.harness.people import OPERATOR
+from tests.harness.tenants import OPERATOR, make_key, make_organisation, make_user
 
 from passerelle.domain.errors import BadRequest, PasserelleError, Unauthenticated, Unavailable
 from passerelle.domain.principal import Principal, Scope
@@ -122,6 +123,23 @@ async def test_a_known_key_costs_no_sql(authenticator: Authenticator, store: Key
         assert authenticator.cached(made.token.encode()) == first
     assert statements == []
     assert first.key_id == made.key.id
+
+
+async def test_what_stands_above_a_key_costs_no_more(
+    authenticator: Authenticator, database: Database, statements: list[str]
+) -> None:
+    """User, project, organisation and networks are read in the same one query, and never again."""
+    acme = await make_organisation(database, "acme", models=frozenset({"a", "b"}))
+    ann = await make_user(database, "ann", organisation=acme.id)
+    bounds = {"models": frozenset({"b", "c"}), "networks": (ip_network("192.0.2.0/24"),)}
+    made = await make_key(database, organisation=acme.id, user=ann.id, **bounds)
+    await authenticator.aclose()  # its polling would be counted too
+    statements.clear()
+    for _ in range(100):
+        principal = await authenticator.authenticate(bearer(made.token))
+        assert not principal.may_come_from("198.51.100.1")
+        assert principal.models == {"b"}
+    assert len(statements) == 1
 
 
 async def test_misses_at_the_same_moment_share_one_query(

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.harness.people import OPERATOR
+from tests.harness.tenants import OPERATOR
 
 from passerelle.domain.principal import Scope
 from passerelle.identity.bootstrap import ensure_admin_key

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from tests.harness.people import OPERATOR, make_organisation, make_user
+from tests.harness.tenants import OPERATOR, make_organisation, make_user
 
 from passerelle.domain.errors import Conflict, NotFound
 from passerelle.domain.principal import Role, Scope

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.harness.people import OPERATOR, make_key, make_organisation, make_user
+from tests.harness.tenants import OPERATOR, make_key, make_organisation, make_user
 
 from passerelle.domain.errors import Forbidden, NotFound, PasserelleError, Unauthenticated
 from passerelle.domain.principal import ROLE_SCOPES, Network, Principal, Role, Scope

@@ -9,7 +9,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
-from tests.harness.people import OPERATOR, make_key, make_organisation, make_user
+from tests.harness.tenants import OPERATOR, make_key, make_organisation, make_user
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound, PreconditionFailed
 from passerelle.domain.principal import Role, Scope

@@ -39,6 +39,7 @@ from passerelle.faces.admin.resource import (
     names_of,
     page,
     query,
+    read_nothing,
     respond,
     tenant,
 )
@@ -203,7 +204,7 @@ class KeysFace:
     async def revoke(self, context: Context) -> None:
         """``POST /admin/keys/{key}/revoke``: the end of a key, with what it has running."""
         store = self._store(context, query(context, "organisation"))
-        raw = await context.exchange.body()
+        raw = await read_nothing(context)
 
         async def work() -> Answer:
             after = await store.revoke(maker(context), context.parameters["key"], expected_version(context))

@@ -31,6 +31,7 @@ from passerelle.faces.admin.resource import (
     names_of,
     page,
     query,
+    read_nothing,
     respond,
 )
 from passerelle.faces.described import AFTER, ARCHIVED, IDEMPOTENCY_KEY, IF_MATCH, LIMIT, Described
@@ -138,7 +139,7 @@ class OrganisationsFace:
 
     async def _act(self, context: Context, act: Callable[..., Awaitable[Organisation]]) -> None:
         query(context)
-        raw = await context.exchange.body()
+        raw = await read_nothing(context)
 
         async def work() -> Answer:
             after = await act(maker(context), context.parameters["organisation"], expected_version(context))

@@ -33,6 +33,7 @@ from passerelle.faces.admin.resource import (
     only_project,
     page,
     query,
+    read_nothing,
     respond,
     tenant,
 )
@@ -147,7 +148,7 @@ class ProjectsFace:
 
     async def _act(self, context: Context, act: Callable[..., Awaitable[Project]]) -> None:
         store = self._store(context, query(context, "organisation"))
-        raw = await context.exchange.body()
+        raw = await read_nothing(context)
 
         async def work() -> Answer:
             after = await act(store, maker(context), context.parameters["project"], expected_version(context))

@@ -54,6 +54,13 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     """Base of every request body: a field that is not in it is refused."""
 
 
+class NothingBody(Body):
+    """The body of what takes none: empty, or an empty object."""
+
+
+_NOTHING = msgspec.json.Decoder(NothingBody)
+
+
 class Listed(msgspec.Struct, Generic[T]):
     """One page of a list. ``next`` is the value of ``after`` for the page that follows, null on the last one."""
 
@@ -98,6 +105,14 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise BadRequest(f"The request body is not valid JSON: {reason[:_MAX_QUOTE]}.") from None
     except RecursionError:
         raise BadRequest("The request body is nested too deeply.") from None
+
+
+async def read_nothing(context: Context) -> bytes:
+    """Returns the body of a request that takes none. Raises BadRequest for one with something in it."""
+    raw = await context.exchange.body()
+    if raw.strip():
+        decode(raw, _NOTHING)
+    return raw
 
 
 def _refuse(message: str) -> NoReturn:

@@ -168,6 +168,16 @@ def test_a_wrong_field_is_named(operator: Client, path: str, body: Any, param: s
     assert (status, answer["error"]["param"]) == (400, param)
 
 
+def test_what_takes_no_body_refuses_one(operator: Client) -> None:
+    """A field that does nothing would look as if it did."""
+    made = operator.made("/admin/projects", {"name": "bodies"})
+    for action in ("archive", "restore"):
+        path = f"/admin/projects/{made['id']}/{action}"
+        status, answer = operator.ask("POST", path, {"reason": "x"})
+        assert (status, answer["error"]["param"]) == (400, "reason")
+        assert operator.ask("POST", path)[0] == 200
+
+
 def test_an_alias_is_kept_as_the_models_own_name(operator: Client) -> None:
     """A key is held to names of the catalog: an alias would allow nothing."""
     assert operator.made("/admin/keys", {"name": "k", "models": ["alias", "far"]})["models"] == ["far", "near"]
