@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -33,13 +34,13 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
 class Workplace:
     """Jobs here, and worker processes of one kind."""
 
-    def __init__(self, home: Path, broker: ValkeyProcess | None) -> None:
+    def __init__(self, home: Path, broker: str | None) -> None:
         self.home = home
         self.broker = broker
         self.database = open_database("sqlite", home)
         self.queue = JobQueue(self.database, rules=RULES)
         self.store = self.queue.store(PRINCIPAL)
-        self.announcer = None if broker is None else CeleryRunner(self.queue, celery_application(broker.url))
+        self.announcer = None if broker is None else CeleryRunner(self.queue, celery_application(broker))
         self.workers: list[JobProcess] = []
 
     async def start(self) -> None:
@@ -50,7 +51,7 @@ class Workplace:
 
     async def worker(self, grace_s: float = 1.0) -> JobProcess:
         """Starts a worker with four places."""
-        options = () if self.broker is None else ("--broker", self.broker.url)
+        options = () if self.broker is None else ("--broker", self.broker)
         made = JobProcess("sqlite", self.home, "--grace", str(grace_s), *options)
         self.workers.append(made)
         await asyncio.to_thread(made.wait_ready)
@@ -85,10 +86,16 @@ class Workplace:
         await self.database.aclose()
 
 
-@pytest_asyncio.fixture(params=["local", "celery"])
+RABBITMQ = os.environ.get("PASSERELLE_TEST_AMQP")
+"""A RabbitMQ to run the suite on too: ``amqp://…``. It comes in no wheel, so it has to be started by hand."""
+
+
+@pytest_asyncio.fixture(params=["local", "celery", *(["rabbitmq"] if RABBITMQ else [])])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Workplace]:
     """A workplace of either kind."""
-    broker = request.getfixturevalue("valkey") if request.param == "celery" else None
+    broker = RABBITMQ if request.param == "rabbitmq" else None
+    if request.param == "celery":
+        broker = request.getfixturevalue("valkey").url
     made = Workplace(tmp_path, broker)
     await made.start()
     yield made
@@ -134,7 +141,7 @@ async def test_a_killed_worker_loses_nothing(place: Workplace) -> None:
 async def test_a_broker_that_lost_its_messages(tmp_path: Path) -> None:
     """Jobs accepted while the broker is down, and messages that it lost, are announced again when it is back."""
     broker = ValkeyProcess(tmp_path / "broker").start()
-    place = Workplace(tmp_path, broker)
+    place = Workplace(tmp_path, broker.url)
     await place.start()
     try:
         lost = await place.submit(3)

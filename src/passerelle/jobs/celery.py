@@ -141,6 +141,7 @@ class CeleryWorker:
         self._concurrency = concurrency
         self._name = worker_name()
         self._execution = Execution(queue, kinds)
+        self._stopping = False
         self._loop = asyncio.get_running_loop()
         app.task(self._run, name=TASK)
 
@@ -151,6 +152,7 @@ class CeleryWorker:
         """
 
         def shutting_down(**_: Any) -> None:
+            self._stopping = True
             self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._execution.stop_all)
 
         worker_shutting_down.connect(shutting_down, weak=False)
@@ -169,7 +171,11 @@ class CeleryWorker:
         return asyncio.run_coroutine_threadsafe(self._run_next(), self._loop).result()
 
     async def _run_next(self) -> dict[str, str | None]:
-        claims = await self._queue.claim(self._name, 1)
+        # A message that was fetched before the shutdown may come after it: the job it announces is for others.
+        claims = [] if self._stopping else await self._queue.claim(self._name, 1)
+        if claims and self._stopping:
+            await self._execution.release(claims[0])
+            claims = []
         if not claims:
             return {"job": None, "state": None}
         state = await self._execution.run(claims[0])
