@@ -25,6 +25,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 ROLLUP_INTERVAL_S = 30.0
 STEP_ROWS = 20_000
+PAUSE_S = 0.1
 MARK = "usage_rollups"
 """The watermark's name."""
 
@@ -71,11 +72,17 @@ class Rollup:
     """Adds usage rows up. ``start()`` does so every ``interval_s`` seconds until ``aclose()``."""
 
     def __init__(
-        self, database: Database, *, interval_s: float = ROLLUP_INTERVAL_S, step_rows: int = STEP_ROWS
+        self,
+        database: Database,
+        *,
+        interval_s: float = ROLLUP_INTERVAL_S,
+        step_rows: int = STEP_ROWS,
+        pause_s: float = PAUSE_S,
     ) -> None:
         self._database = database
         self._interval_s = interval_s
         self._step_rows = step_rows
+        self._pause_s = pause_s
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -98,6 +105,8 @@ class Rollup:
             total += count
             if self._stopping.is_set():
                 break
+            if count == self._step_rows:
+                await asyncio.sleep(self._pause_s)  # whoever writes has a turn
         return total
 
     async def _follow(self) -> None:

@@ -50,7 +50,7 @@ async def test_several_at_once_count_each_row_once(database: Database) -> None:
 
     await record(database, *[CALL] * 100)
     done = await asyncio.gather(
-        *(Rollup(database, step_rows=7).run() for _ in range(8)), write(), return_exceptions=True
+        *(Rollup(database, step_rows=7, pause_s=0).run() for _ in range(8)), write(), return_exceptions=True
     )
     assert [each for each in done if isinstance(each, BaseException)] == []
     await Rollup(database).run()

@@ -125,7 +125,7 @@ async def test_any_question_has_the_same_answer_rolled_up_or_not(database: Datab
     for turn in range(6):
         rows += await record(database, *_random_rows(draw, 60), first=len(rows))
         if turn % 2:
-            await Rollup(database, step_rows=37).run()
+            await Rollup(database, step_rows=37, pause_s=0).run()
         for _ in range(12):
             organisation = draw.choice((None, "default", "acme"))
             by = draw.sample(list(Grouping), draw.choice((1, 1, 2, 3)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,36 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str, tmp_
     for child in children:
         child.join()
     assert sorted(found, key=str) == [False, False, False, True]
+
+
+def _hang_in_migration(url: str, home: Path, reached: Any) -> None:
+    def hang(*arguments: Any) -> None:
+        if "CREATE TABLE audit" in arguments[2]:
+            reached.set()
+            time.sleep(600)
+
+    async def run() -> None:
+        database = open_database(url, home)
+        event.listen(database.engine.sync_engine, "before_cursor_execute", hang, named=False)
+        await upgrade(database)
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+async def test_a_process_killed_in_a_migration(database_url: str, tmp_path: Path) -> None:
+    """SIGKILL in the middle: the next start finds nothing done and does all of it (faults row E17)."""
+    context = multiprocessing.get_context("spawn")
+    reached = context.Event()
+    child = context.Process(target=_hang_in_migration, args=(database_url, tmp_path, reached))
+    child.start()
+    assert await asyncio.to_thread(reached.wait, 60)
+    child.kill()
+    await asyncio.to_thread(child.join)
+    opened = open_database(database_url, tmp_path)
+    assert (await schema_state(opened)).version is None
+    assert await upgrade(opened) is True
+    await opened.aclose()
 
 
 OLD_KEY = """INSERT INTO keys (id, name, organisation, project, user_id, scopes, models, weight, created_at_ms,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import msgspec
@@ -236,3 +237,54 @@ async def test_a_file_that_breaks_off_is_not_whole(database: Database, monkeypat
     with pytest.raises(PasserelleError):
         await UsageFace(database).show(asked.context)
     assert asked.body.count(b"\r\n") == 3 and not asked.whole
+
+
+class Slow:
+    """A caller whose connection is full after each piece, until they take it."""
+
+    def __init__(self) -> None:
+        self.gone, self.started, self.pieces, self.ended = False, False, 0, False
+        self._pause: Callable[[], None] = lambda: None
+        self.take: Callable[[], None] = lambda: None
+        self.leave: Callable[[], object] = lambda: None
+
+    def on_gone(self, callback: Callable[[], object]) -> None:
+        self.leave = callback
+
+    def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._pause, self.take = pause, resume
+
+    def begin(self, status: int, headers: object) -> None:
+        self.started = True
+
+    def write(self, data: bytes) -> None:
+        self.pieces += 1
+        self._pause()
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_reading_waits_for_a_slow_caller(
+    database: Database, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """The next page is read when the one before was taken; a caller who leaves ends it."""
+    monkeypatch.setattr(export, "PAGE_ROWS", 1)
+    asked, slow = Asked(OWNER, ALL | {"format": "csv"}), Slow()
+    asked.context.exchange = SimpleNamespace(query=asked.context.exchange.query, client=slow)  # type: ignore[assignment]
+    sending = asyncio.create_task(UsageFace(database).show(asked.context))
+    for pieces in (2, 3, 4, 5):  # the names come with the first page
+        async with asyncio.timeout(10):
+            while slow.pieces < pieces:
+                await asyncio.sleep(0.005)
+        for _ in range(5):
+            await asyncio.sleep(0.005)
+        assert slow.pieces == pieces and not sending.done()
+        if leaves:
+            slow.gone = True
+            slow.leave()
+            break
+        slow.take()
+    await asyncio.wait_for(sending, 10)
+    assert slow.ended is not leaves
