@@ -56,7 +56,7 @@ def test_guessing_gets_slow(world: People) -> None:
     ada = world.registered()
 
     def guess(number: int) -> requests.Response:
-        body = {"login": ada.name.upper() if number % 2 else ada.name, "password": f"wrong horse {number}"}
+        body = {"login": f"{ada.name}@example.org" if number % 2 else ada.name, "password": f"wrong horse {number}"}
         return requests.post(world.gateway.url + "/auth/sign-in", json=body, timeout=30)
 
     with ThreadPoolExecutor(8) as pool:

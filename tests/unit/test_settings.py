@@ -223,3 +223,39 @@ def test_defaults_need_no_yaml_and_no_watcher() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env=environ, check=False
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+def test_links_need_an_address(home: Path) -> None:
+    """Mail and a provider without the address that browsers use are refused, with the line of the section."""
+    mail = "auth:\n  mail: {host: smtp.example.org, sender: llm@example.org}\n"
+    oidc = "auth:\n  oidc: {issuer: 'https://sso.example.org', client_id: x}\n"
+    for text in (mail, oidc):
+        (said,) = problems(home, text)
+        assert said.startswith("passerelle.yaml:1")
+        assert "auth.public_url" in said
+        load(home, text + "  public_url: https://llm.example.org\n")
+
+
+def test_sign_on_settings(home: Path) -> None:
+    """A provider's tables are read, secrets stay out of reprs, and wrong values are named."""
+    text = """
+auth:
+  public_url: https://llm.example.org
+  mail: {host: smtp.example.org, sender: llm@example.org, username: u, password: hunter2}
+  oidc:
+    issuer: https://sso.example.org/realms/x
+    client_id: passerelle
+    client_secret: hunter3
+    role_claim: groups
+    roles: {"llm admins": admin, users: member}
+"""
+    auth = load(home, text).settings.auth
+    assert auth.oidc is not None
+    assert auth.oidc.roles == {"llm admins": "admin", "users": "member"}
+    assert "hunter" not in repr(auth)
+    (said,) = problems(home, text.replace("users: member", "users: king"))
+    assert "auth.oidc.roles.users" in said
+    assert "owner" in said
+    for wrong in ("javascript:x", "https://llm.example.org?x", "llm.example.org"):
+        (said,) = problems(home, text.replace("https://llm.example.org\n", f"'{wrong}'\n"))
+        assert "auth.public_url" in said

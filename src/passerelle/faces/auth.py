@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qs
 
 import jwt
 import msgspec
-from msgspec import Meta
 
 from passerelle.domain.client import Headers
-from passerelle.domain.errors import BadRequest, Conflict, Forbidden, PasserelleError, Unauthenticated, UnsupportedMedia
+from passerelle.domain.errors import BadRequest, Conflict, Forbidden, Unauthenticated, UnsupportedMedia
 from passerelle.domain.principal import Principal
-from passerelle.edge.dispatch import ANY_KEY, Context
+from passerelle.edge.dispatch import Context
 from passerelle.edge.exchange import credentials, header
-from passerelle.faces.admin.resource import Body, decode
+from passerelle.faces.admin.resource import decode
 from passerelle.faces.auth_page import CONTENT_SECURITY_POLICY, RESET_PAGE
+from passerelle.faces.auth_wire import (
+    Accepted,
+    Change,
+    Forgotten,
+    Methods,
+    Person,
+    Registered,
+    Registration,
+    Reset,
+    SignedIn,
+    SignIn,
+    Token,
+)
 from passerelle.faces.browser import Browser
-from passerelle.faces.described import Described
 from passerelle.identity.accounts import Account, Accounts, password_link
 from passerelle.identity.audit import Actor
 from passerelle.identity.authenticator import credential
@@ -43,97 +54,6 @@ _OIDC_PATH = "/auth/oidc"
 _OIDC_KEY = "oidc-state"
 _LOCAL_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9\-._~!$&'()*+,;=:@%/?#]{0,500}")
 _HOUR_MS = 3_600_000
-
-Login = Annotated[str, Meta(min_length=1, max_length=320)]
-Password = Annotated[str, Meta(min_length=1, max_length=1024)]
-
-
-class SignIn(Body):
-    """``login`` is a name or an e-mail address."""
-
-    login: Login
-    password: Password
-
-
-class Registration(Body):
-    """A person who wants an account."""
-
-    name: Annotated[
-        str, Meta(min_length=1, max_length=100, pattern=r"^[^\s\x00-\x1f@/]([^\x00-\x1f@/]*[^\s\x00-\x1f@/])?\Z")
-    ]
-    email: Annotated[str, Meta(min_length=3, max_length=254)]
-    password: Password
-
-
-class Forgotten(Body):
-    """``login`` is a name or an e-mail address."""
-
-    login: Login
-
-
-class Reset(Body):
-    """``token`` is what the link has behind ``#``."""
-
-    token: Annotated[str, Meta(min_length=1, max_length=2000)]
-    password: Password
-
-
-class Change(Body):
-    """Both passwords of the person who is signed in."""
-
-    old: Password
-    new: Password
-
-
-class Person(msgspec.Struct):
-    """Who is signed in. ``project`` is the one this person is confined to, null for every one."""
-
-    id: str
-    name: str
-    email: str | None
-    role: str
-    organisation: str
-    project: str | None
-
-
-class SignedIn(msgspec.Struct):
-    """A session. ``csrf`` goes into the header ``x-csrf-token`` of requests that change something."""
-
-    user: Person | None
-    key: str
-    scopes: list[str]
-    organisation: str
-    csrf: str | None
-    expires_at_ms: int | None
-
-
-class Token(msgspec.Struct):
-    """A bearer token for the API."""
-
-    token: str
-    expires_in_s: int
-
-
-class Registered(msgspec.Struct):
-    """What became of a registration."""
-
-    id: str
-    message: str
-
-
-class Methods(msgspec.Struct):
-    """The ways to sign on that this installation has."""
-
-    password: bool
-    identity_provider: bool
-    registration: bool
-    password_reset: bool
-
-
-class Accepted(msgspec.Struct):
-    """It was done, or will be if it can be."""
-
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +169,7 @@ class AuthFace:
         login = body.login.strip().lower()
         subjects = [Subject(f"forgot:{login}", LETTERS), Subject(f"forgot:{_network(context.address)}", ADDRESS)]
         await self._on.throttle.attempt(subjects)
-        account = await self._found(login)
+        account = await self._on.accounts.look_up(login)
         # The token is made for nobody too: the time it takes tells nothing.
         token = await self._on.accounts.reset_token(account or _NOBODY)
         if account is not None and account.email is not None and not account.disabled:
@@ -342,7 +262,9 @@ class AuthFace:
         if not self._rules.passwords:
             raise Forbidden("Nobody signs in with a password here; use the identity provider.", code="passwords_off")
         body = await self._body(context, SignIn)
-        account = Subject(f"account:{body.login.strip().lower()}", ACCOUNT)
+        known = await self._on.accounts.look_up(body.login)
+        # By id: the name and the address of one person are one account to guess at.
+        account = Subject(f"account:{known.id if known else body.login.strip().lower()}", ACCOUNT)
         address = Subject(f"address:{_network(context.address)}", ADDRESS)
         await self._on.throttle.attempt([account, address])
         try:
@@ -387,12 +309,6 @@ class AuthFace:
         try:
             return jwt.decode(value, await self._on.secrets.get(_OIDC_KEY), algorithms=["HS256"])
         except (jwt.InvalidTokenError, ValueError):
-            return None
-
-    async def _found(self, login: str) -> Account | None:
-        try:
-            return await self._on.accounts.find(login)
-        except PasserelleError:
             return None
 
     def _provider(self) -> Provider:
@@ -469,117 +385,3 @@ def _nobody() -> Account:
 
 
 _NOBODY = _nobody()
-_TOO_MANY = {429: "Too many attempts; `Retry-After` says how long to wait."}
-_Describe = Callable[..., Described]
-
-AUTH = (
-    Described("GET", "/auth/methods", "Sign-on", "authMethods", "How can people sign on here?", None, Methods),
-    Described(
-        "POST",
-        "/auth/sign-in",
-        "Sign-on",
-        "signIn",
-        "Sign in with a password: a session cookie",
-        None,
-        SignedIn,
-        SignIn,
-        errors={401: "The name or the password is wrong.", 403: "Not confirmed, or disabled.", **_TOO_MANY},
-    ),
-    Described(
-        "POST",
-        "/auth/token",
-        "Sign-on",
-        "authToken",
-        "Sign in with a password: a bearer token for programs",
-        None,
-        Token,
-        SignIn,
-        errors={401: "The name or the password is wrong.", 403: "Not confirmed, or disabled.", **_TOO_MANY},
-    ),
-    Described("POST", "/auth/sign-out", "Sign-on", "signOut", "End this session or token", ANY_KEY, Accepted),
-    Described("GET", "/auth/session", "Sign-on", "session", "Who am I, and what may I do?", ANY_KEY, SignedIn),
-    Described(
-        "POST",
-        "/auth/register",
-        "Sign-on",
-        "register",
-        "Ask for an account, which an administrator confirms",
-        None,
-        Registered,
-        Registration,
-        status=201,
-        errors={403: "Registration is closed.", 409: "The name or address is taken.", **_TOO_MANY},
-    ),
-    Described(
-        "POST",
-        "/auth/password/forgot",
-        "Sign-on",
-        "forgotPassword",
-        "Send a link for a new password",
-        None,
-        Accepted,
-        Forgotten,
-        status=202,
-        errors={409: "No mail is sent here.", **_TOO_MANY},
-    ),
-    Described(
-        "POST",
-        "/auth/password/reset",
-        "Sign-on",
-        "resetPassword",
-        "Set a new password with a link's token",
-        None,
-        Accepted,
-        Reset,
-        errors=_TOO_MANY,
-    ),
-    Described(
-        "GET",
-        "/auth/password/reset",
-        "Sign-on",
-        "resetPasswordPage",
-        "The page that a link leads to",
-        None,
-        None,
-        content_type="text/html",
-    ),
-    Described(
-        "POST",
-        "/auth/password/change",
-        "Sign-on",
-        "changePassword",
-        "Change one's own password",
-        ANY_KEY,
-        SignedIn,
-        Change,
-        errors=_TOO_MANY,
-    ),
-    Described(
-        "GET",
-        "/auth/oidc/login",
-        "Sign-on",
-        "oidcLogin",
-        "Go to the identity provider to sign in",
-        None,
-        None,
-        status=302,
-        errors={409: "No identity provider is configured.", 503: "It does not answer."},
-    ),
-    Described(
-        "GET",
-        "/auth/oidc/callback",
-        "Sign-on",
-        "oidcCallback",
-        "Come back from the identity provider",
-        None,
-        None,
-        status=302,
-        errors={
-            400: "The sign-in did not begin here, or took too long.",
-            401: "The provider did not sign the person in.",
-            403: "No role here, or disabled.",
-            409: "No identity provider is configured.",
-            503: "It does not answer.",
-        },
-    ),
-)

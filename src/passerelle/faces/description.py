@@ -21,7 +21,7 @@ from passerelle.faces.admin.projects import PROJECTS
 from passerelle.faces.admin.usage import USAGE
 from passerelle.faces.admin.users import USERS
 from passerelle.faces.anthropic.described import ANTHROPIC
-from passerelle.faces.auth import AUTH
+from passerelle.faces.auth_wire import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.tgi.described import TGI

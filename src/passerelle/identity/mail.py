@@ -54,13 +54,7 @@ class Mailer:
         if len(self._waiting) >= MAX_WAITING:
             _log.error("a letter was dropped: %d wait for %s already", MAX_WAITING, self._server.host)
             return
-        letter = EmailMessage()
-        letter["From"], letter["To"], letter["Subject"] = self._server.sender, to, subject
-        letter["Date"] = formatdate(localtime=False)
-        letter["Message-ID"] = make_msgid(domain=self._server.sender.rpartition("@")[2] or None)
-        letter["Auto-Submitted"] = "auto-generated"
-        letter.set_content(text)
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._send, letter)
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._send, to, subject, text)
         self._waiting.add(future)
         future.add_done_callback(self._done)
 
@@ -77,8 +71,14 @@ class Mailer:
             _log.error("a letter could not be sent by %s: %s", self._server.host, _why(error))
         self._on_result(error is None and not future.cancelled())
 
-    def _send(self, letter: EmailMessage) -> None:
+    def _send(self, to: str, subject: str, text: str) -> None:
         server = self._server
+        letter = EmailMessage()
+        letter["From"], letter["To"], letter["Subject"] = server.sender, to, subject
+        letter["Date"] = formatdate(localtime=False)
+        letter["Message-ID"] = make_msgid(domain=server.sender.rpartition("@")[2])
+        letter["Auto-Submitted"] = "auto-generated"
+        letter.set_content(text)
         if server.security == "tls":
             context = ssl.create_default_context()
             connection: smtplib.SMTP = smtplib.SMTP_SSL(server.host, server.port, timeout=TIMEOUT_S, context=context)
