@@ -79,11 +79,14 @@ ROWS = (
     Row("C16", "markdown image in plain text", "", "nothing fetched"),
     # D. Keys
     Row("D1", "bad keys of every kind", "corpus", "401, the same body"),
-    Row("D3", "revoked, expired or disabled while in use", "sessions, tokens", "refused by every worker within 5 s"),
+    Row("D3", "revoked, expired or disabled in use", "keys, sessions, tokens", "refused by every worker within 5 s"),
     Row("D5", "key in the query or a cookie", "", "401, and not in the logs"),
+    Row("D6", "a caller widens what they have", "keys, roles, projects", "403; nothing changed"),
+    Row("D7", "every route for every kind of caller", "from the route table", "as declared; a route without a row fails"),
     Row("D8", "burst at a limit", "200 at once", "exactly the limit passes; 429, Retry-After and headers"),
     Row("D10", "the store of limits goes away", "SIGKILL", "by what was known; 200 or 429, never 401; back by itself"),
     Row("D11", "callers leave while tokens are set aside", "FIN, RST, reset", "what was not used is given back"),
+    Row("D13", "ids of another tenant", "every route with an id", "404, the same as for one that is not there"),
     # E. Jobs and the database
     Row("E1", "worker killed in the middle of a job", "SIGKILL, failpoints", "run again soon after its lease; one end"),
     Row("E2", "gateway killed between commit and answer", "failpoint", "the same request finds the same job"),

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.faults.table import row
 from tests.harness.clients import Answer, Caller
 from tests.harness.upstreamd import end, headers, tokens
 from tests.harness.world import World
@@ -99,6 +100,7 @@ ENDS: dict[str, Callable[[Team], Awaitable[None]]] = {
 }
 
 
+@row("D3")
 @pytest.mark.parametrize("how", ENDS)
 async def test_a_running_stream_and_new_calls_end(module_world: World, how: str) -> None:
     """The stream ends with one error event, its upstream is let go, and the key gets 401."""
@@ -129,6 +131,7 @@ async def _let_go(world: World, model: str) -> None:
         await asyncio.sleep(0.02)
 
 
+@row("D3")
 async def test_what_is_restored_works_again(module_world: World) -> None:
     """Keys of an archived project are refused, not revoked; keys of another project never notice."""
     world = module_world
@@ -143,6 +146,7 @@ async def test_what_is_restored_works_again(module_world: World) -> None:
         assert (await other.chat(model.name, stream=False)).status == 200
 
 
+@row("D3")
 async def test_a_bound_that_changes_is_known_at_the_next_call(module_world: World) -> None:
     """What organisation, project and key all allow is what a call may do: 403 for the rest, from one second to the
     next, and running streams go on."""

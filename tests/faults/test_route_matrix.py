@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.architecture.test_documents import table
+from tests.faults.table import row
 from tests.harness.gateway import GatewayProcess
 
 from passerelle.domain.principal import ROLE_SCOPES, Role, Scope
@@ -222,11 +223,13 @@ def _key_of(realm: Realm, role: Role) -> str:
     return str(realm.make("/admin/keys", body)["key"])
 
 
+@row("D7")
 def test_every_route_has_a_row_and_every_row_a_route() -> None:
     """Who adds a route says here whom it lets in."""
     assert {named(route.method, route.path) for route in table()} == set(expected())
 
 
+@row("D7", "D13")
 @pytest.mark.parametrize("route", expected())
 def test_who_is_let_in(realm: Realm, route: str) -> None:
     """Each caller gets the status of the row, and what is another's looks exactly as what is not there."""
@@ -251,12 +254,14 @@ def _without_id(answer: bytes, path: str = "") -> Any:
     return document
 
 
+@row("D7")
 def test_public_routes_are_those_declared_public() -> None:
     """Nobody without a key gets past a route that declares a scope, and nobody needs one where none is declared."""
     public = {named(route.method, route.path) for route in table() if route.scope is None}
     assert {route for route, row in expected().items() if row["anonymous"] != 401} == public
 
 
+@row("D7")
 @pytest.mark.parametrize("carrier", ["authorization", "x-api-key"])
 def test_both_carriers_of_a_key_are_held_to_the_same(realm: Realm, carrier: str) -> None:
     """A key without the scope is refused on every route, whichever header brings it (CVE-2026-45339)."""
@@ -272,6 +277,7 @@ def test_both_carriers_of_a_key_are_held_to_the_same(realm: Realm, carrier: str)
             assert answer.status == 403, route
 
 
+@row("D13")
 def test_no_query_names_another_tenant(realm: Realm) -> None:
     """``?organisation=`` with another tenant's id, or one that nobody has, is the same 404 on every route that has it;
     a cookie or a query carries no key."""
@@ -284,3 +290,46 @@ def test_no_query_names_another_tenant(realm: Realm) -> None:
             answers.append(_without_id(answer))
         assert answers[0] == answers[1] == answers[2]
         assert realm.ask("GET", f"{path}?key={realm.keys['operator']}", None)[0] == 401
+
+
+@row("D6")
+@pytest.mark.parametrize("caller", ["other user", "tenant admin"])
+def test_nobody_makes_or_becomes_more_than_they_are(realm: Realm, caller: str) -> None:
+    """A wider key, a wider edit, a higher role and another tenant's project are refused, and nothing has changed.
+
+    Every sequence of such attempts is tried in tests/unit/identity/test_rights.py.
+    """
+    key = realm.keys[caller]
+    me = json.loads(realm.ask("GET", "/admin/me", key)[2])
+    theirs = json.loads(realm.ask("GET", "/admin/projects", realm.keys["other tenant"])[2])["data"][0]["id"]
+    attempts: list[tuple[str, str, Any, tuple[int, ...]]] = [
+        ("POST", "/admin/keys", {"name": "k", "scopes": ["admin"]}, (403,)),
+        ("POST", "/admin/keys", {"name": "k", "scopes": ["metrics:read"]}, (403,)),
+        ("POST", "/admin/keys", {"name": "k", "weight": 900}, (403,)),
+        ("POST", "/admin/keys", {"name": "k", "project": theirs}, (404,)),
+        ("PATCH", f"/admin/keys/{me['id']}", {"scopes": [*me["scopes"], "router:write"]}, (403,)),
+        ("PATCH", f"/admin/users/{me['user']}", {"role": "owner"}, (403,)),
+        ("PATCH", f"/admin/users/{me['user']}", {"disabled": False}, (403,)),
+        ("PATCH", f"/admin/organisations/{realm.organisation}", {"models": None}, (403,)),
+    ]
+    for method, path, body, refusals in attempts:
+        status, _, answer = realm.ask(method, path, key, body)
+        assert status in refusals, (path, body, answer)
+    assert json.loads(realm.ask("GET", "/admin/me", key)[2]) == me
+
+
+@row("D6")
+def test_a_restricted_owner_hands_on_its_restrictions(realm: Realm) -> None:
+    """A key with bounds makes no key without them, and appoints nobody, who would have none."""
+    user = realm.make("/admin/users", {"name": "bounded", "role": "owner"})["id"]
+    body = {"name": "b", "user": user, "models": ["far"], "scopes": sorted(ROLE_SCOPES[Role.OWNER])}
+    key = realm.make("/admin/keys", body)["key"]
+    made = json.loads(realm.ask("POST", "/admin/keys", key, {"name": "child"})[2])
+    assert made["models"] == ["far"]
+    for path, wider in (
+        ("/admin/keys", {"name": "k", "models": None}),
+        ("/admin/projects", {"name": "p", "models": None}),
+        ("/admin/users", {"name": "u", "role": "member"}),
+    ):
+        status, _, answer = realm.ask("POST", path, key, wider)
+        assert (status, json.loads(answer)["error"]["code"]) == (403, "insufficient_scope"), path
