@@ -82,7 +82,7 @@ ROWS = (
     Row("D3", "revoked, expired or disabled in use", "keys, sessions, tokens", "refused by every worker within 5 s"),
     Row("D5", "key in the query or a cookie", "", "401, and not in the logs"),
     Row("D6", "a caller widens what they have", "keys, roles, projects", "403; nothing changed"),
-    Row("D7", "every route for every kind of caller", "from the route table", "as declared; a route without a row fails"),
+    Row("D7", "every route for every kind of caller", "from the route table", "as declared; no route without a row"),
     Row("D8", "burst at a limit", "200 at once", "exactly the limit passes; 429, Retry-After and headers"),
     Row("D10", "the store of limits goes away", "SIGKILL", "by what was known; 200 or 429, never 401; back by itself"),
     Row("D11", "callers leave while tokens are set aside", "FIN, RST, reset", "what was not used is given back"),
