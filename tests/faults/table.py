@@ -107,11 +107,6 @@ ROWS = (
         "40 at once, copies",
         "slowed; new id; refused within 5 s",
     ),
-    Row("E4", "database server killed under load", "SIGKILL, restart", "503 for unknown keys, no 401; ledger equal"),
-    Row("E11", "no space for the ledger", "RLIMIT_FSIZE", "calls go on, or 503 if strict; no half row; recovers"),
-    Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
-    Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
-    Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
     # J. Load and operation
     Row("J2", "one tenant floods", "ten-fold", "the other tenant's success and p99 hold"),
     Row("J3", "few descriptors, little memory", "limits", "sheds, recovers, never dies"),
