@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from passerelle.storage.tables.accounting import limits, prices, usage, usage_rollups, watermarks
 from passerelle.storage.tables.base import metadata, secrets, sequences
+from passerelle.storage.tables.files import batches, file_chunks, files, responses
 from passerelle.storage.tables.identity import (
     audit,
     idempotent_answers,
@@ -23,6 +24,9 @@ from passerelle.storage.tables.jobs import job_events, job_results, job_steps, j
 
 __all__ = [
     "audit",
+    "batches",
+    "file_chunks",
+    "files",
     "idempotent_answers",
     "job_events",
     "job_results",
@@ -35,6 +39,7 @@ __all__ = [
     "organisations",
     "prices",
     "projects",
+    "responses",
     "revoked_tokens",
     "secrets",
     "sequences",
