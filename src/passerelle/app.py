@@ -49,6 +49,7 @@ from passerelle.faces.health import HealthFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.routes import Faces, direct_paths, routes
 from passerelle.faces.tgi.endpoints import TgiFace
 from passerelle.gateway.admit import Admission, AdmissionRules
@@ -239,6 +240,7 @@ class Passerelle:
                     openai=OpenAIFace(calls, self.catalog, self.windows.of, opea),
                     anthropic=AnthropicFace(calls),
                     opea=opea,
+                    rerank=RerankFace(calls, self.catalog),
                     tgi=TgiFace(calls, self.catalog, self.windows.of),
                     health=HealthFace(
                         self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat

@@ -14,6 +14,8 @@ class ModelKind(StrEnum):
     CHAT = "chat"
     """Chat and text completion."""
     EMBEDDING = "embedding"
+    RERANK = "rerank"
+    """Scores of documents for a query, and of pairs of texts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ class Operation(StrEnum):
     EMBEDDING = "embedding"
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
+    RERANK = "rerank"
+    SCORE = "score"
 
 
 @dataclass(slots=True)

@@ -51,6 +51,8 @@ _PATHS = {
     Operation.CHAT: "/chat/completions",
     Operation.COMPLETION: "/completions",
     Operation.EMBEDDING: "/embeddings",
+    Operation.RERANK: "/rerank",
+    Operation.SCORE: "/score",
 }
 
 

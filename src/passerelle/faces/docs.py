@@ -52,6 +52,7 @@ _TAGS = [
     {"name": "OpenAI", "description": "What OpenAI's clients call. Needs a key with the scope `inference`."},
     {"name": "Anthropic", "description": "What Anthropic's clients call."},
     {"name": "OPEA", "description": "What OPEA's clients call beside `/v1/chat/completions` with `query`."},
+    {"name": "Rerank", "description": "Ranking documents and scoring pairs of texts."},
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},
     {"name": "Health", "description": "For supervisors and monitoring."},
     {"name": "Organisations", "description": "The tenants."},

@@ -23,6 +23,7 @@ from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.tgi import answers as tgi_answers
 from passerelle.faces.tgi.endpoints import TgiFace
 
@@ -37,6 +38,7 @@ class Faces:
     anthropic: AnthropicFace
     opea: OpeaFace
     tgi: TgiFace
+    rerank: RerankFace
     health: HealthFace
     router: RouterFace
     usage: UsageFace
@@ -56,6 +58,7 @@ def routes(faces: Faces) -> list[Route]:
     """Returns the table."""
     openai, health, router, docs = faces.openai, faces.health, faces.router, faces.docs
     table = [
+        Route("POST", "/v2/rerank", Scope.INFERENCE, faces.rerank.rerank),
         Route("GET", "/health", None, health.health),
         Route("GET", "/ready", None, health.ready),
         Route("GET", "/version", None, health.version),
@@ -79,6 +82,8 @@ def routes(faces: Faces) -> list[Route]:
             Route("POST", f"{prefix}/embeddings", Scope.INFERENCE, openai.embedding),
             Route("POST", f"{prefix}/tokenize", Scope.INFERENCE, openai.tokenize),
             Route("POST", f"{prefix}/detokenize", Scope.INFERENCE, openai.detokenize),
+            Route("POST", f"{prefix}/rerank", Scope.INFERENCE, faces.rerank.rerank),
+            Route("POST", f"{prefix}/score", Scope.INFERENCE, faces.rerank.score),
         ]
     anthropic, render = faces.anthropic, anthropic_errors.render
     table += [

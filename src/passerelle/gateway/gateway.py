@@ -234,14 +234,29 @@ def resolve(call: Call) -> Model:
         )
     if not call.principal.may_call(model.name):
         raise Forbidden(f"This key may not call the model '{model.name}'.", code="model_not_allowed", param="model")
-    if model.kind is ModelKind.EMBEDDING and call.request.operation in (Operation.CHAT, Operation.COMPLETION):
-        raise BadRequest(
-            f"The model '{model.name}' makes embeddings and writes no text: send `input` to /v1/embeddings, or name "
-            "another model.",
-            param="model",
-            code="wrong_endpoint",
-        )
+    _check_kind(model, call.request.operation)
     return model
+
+
+_ANSWERS = {
+    ModelKind.CHAT: ({Operation.RERANK, Operation.SCORE}, "writes text and ranks nothing"),
+    ModelKind.EMBEDDING: (
+        {Operation.CHAT, Operation.COMPLETION, Operation.RERANK, Operation.SCORE},
+        "makes embeddings and writes no text: send `input` to /v1/embeddings",
+    ),
+    ModelKind.RERANK: (
+        {Operation.CHAT, Operation.COMPLETION, Operation.EMBEDDING},
+        "ranks documents: send `query` and `documents` to /v1/rerank",
+    ),
+}
+"""What models of a kind do not do, and what they do instead."""
+
+
+def _check_kind(model: Model, operation: Operation) -> None:
+    cannot, words = _ANSWERS[model.kind]
+    if operation in cannot:
+        message = f"The model '{model.name}' {words}, or name another model."
+        raise BadRequest(message, param="model", code="wrong_endpoint")
 
 
 def fallback_reason(error: PasserelleError) -> str | None:

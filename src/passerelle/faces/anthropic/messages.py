@@ -81,7 +81,7 @@ def _decoded(decoder: msgspec.json.Decoder[_Body], body: bytes) -> tuple[_Body, 
         what = _PATH.sub("", text)
         raise BadRequest(f"{f'Field `{where}`: ' if where else ''}{what}.", param=where) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.", code="invalid_json") from None
+        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
     return asked, tuple(sorted(names - bodies.KNOWN))
 
 

@@ -88,7 +88,7 @@ def _parsed(body: bytes) -> OpeaBody:
     except msgspec.ValidationError as error:
         raise BadRequest(f"{error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.", code="invalid_json") from None
+        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
     if asked.query is None and asked.initial_query is None:
         raise BadRequest("Field `query` is required.", param="query")
     return asked

@@ -95,7 +95,7 @@ def _parsed(body: bytes) -> GenerateBody:
     except msgspec.ValidationError as error:
         raise BadRequest(f"Input validation error: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.", code="invalid_json") from None
+        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
     if not asked.inputs:
         raise BadRequest("Input validation error: `inputs` cannot be empty.", param="inputs")
     parameters = asked.parameters
