@@ -148,8 +148,8 @@ async def append(
     every transaction must take the sequence "keys" before this one. Raises StorageError.
     """
     tenant = await _widen(connection)
-    await connection.execute(update(sequences).where(sequences.c.name == "audit").values(value=sequences.c.value + 1))
-    number = int((await connection.execute(select(sequences.c.value).where(sequences.c.name == "audit"))).scalar_one())
+    raised = update(sequences).where(sequences.c.name == "audit").values(value=sequences.c.value + 1)
+    number = int((await connection.execute(raised.returning(sequences.c.value))).scalar_one())
     last = (await connection.execute(select(audit.c.digest).where(audit.c.number == number - 1))).scalar_one_or_none()
     previous = START if last is None else bytes(last)
     row: dict[str, Any] = {
