@@ -69,8 +69,6 @@ FORWARD: Mapping[Operation, frozenset[str]] = {
         {"add_generation_prompt", "add_special_tokens", "messages", "model", "prompt", "return_token_strs"}
     ),
     Operation.DETOKENIZE: frozenset({"model", "tokens"}),
-    Operation.RERANK: frozenset({"documents", "model", "query"}),
-    Operation.SCORE: frozenset({"model", "text_1", "text_2"}),
 }
 
 DROP = frozenset(
