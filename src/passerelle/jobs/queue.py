@@ -61,13 +61,13 @@ class JobQueue:
         """Told of each attempt that ended: the job's kind and its state after it."""
         self.rules = rules
         self.failpoint = failpoint or Failpoint()
+        self._statements = Statements(database.is_sqlite)
         self.signals = Signals(database)
         self.events = JobEvents(database, self.signals)
-        self.writes = Writes(database, self.signals, self.failpoint)
-        self._statements = Statements(database.is_sqlite)
+        self.writes = Writes(database, self._statements, self.signals, self.failpoint)
 
-    def store(self, principal: Principal) -> JobStore:
-        """Returns the jobs of the caller's organisation and project."""
+    def store(self, principal: Principal, *, own: bool = False) -> JobStore:
+        """Returns the jobs of the caller's organisation and project; with ``own`` those of the caller alone."""
         return JobStore(
             self.database,
             self.writes,
@@ -77,6 +77,7 @@ class JobQueue:
             key_id=principal.key_id,
             user=principal.user,
             retain_s=self.rules.retain_s,
+            own=own,
         )
 
     async def store_of(self, job_id: str) -> JobStore:

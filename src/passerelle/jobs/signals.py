@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -34,6 +35,7 @@ class Signals:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._from = os.urandom(6).hex()
         self._queued: list[Callable[[Collection[str]], None]] = []
         self._events: list[Callable[[Iterable[str]], None]] = []
         self._cancel: list[Callable[[str], None]] = []
@@ -87,12 +89,12 @@ class Signals:
         parts += [] if cancel is None else [f"c{cancel}"]
         note = ""
         for part in parts:
-            if note and len(note) + len(part) >= _MAX_NOTE:
-                await connection.execute(_NOTIFY, {"note": note})
+            if len(note) + len(part) >= _MAX_NOTE:
+                await connection.execute(_NOTIFY, {"note": self._from + note})
                 note = ""
-            note += f",{part}" if note else part
+            note += f",{part}"
         if note:
-            await connection.execute(_NOTIFY, {"note": note})
+            await connection.execute(_NOTIFY, {"note": self._from + note})
 
     async def start(self) -> None:
         """Begins to listen to other processes, where the database can tell."""
@@ -133,7 +135,10 @@ class Signals:
 
     def _heard(self, _connection: Any, _pid: int, _channel: str, note: str) -> None:
         events = []
-        for part in note.split(","):
+        sender, *parts = note.split(",")
+        if sender == self._from:
+            return  # told already
+        for part in parts:
             if part == "q":
                 self.tell_queued()
             elif part.startswith("e"):

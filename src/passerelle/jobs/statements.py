@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    JSON,
     BigInteger,
     BindParameter,
     ColumnElement,
@@ -40,7 +41,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -131,8 +131,8 @@ class Statements:
             ]
         else:
             each = (
-                func.json_array_elements(cast(text, postgresql.JSON))
-                .table_valued(column("value", postgresql.JSON), name="each_row")
+                func.json_array_elements(cast(text, JSON))
+                .table_valued(column("value", JSON), name="each_row")
                 .render_derived()
             )
             fields = [
@@ -142,7 +142,12 @@ class Statements:
         return select(*fields).select_from(each).subquery("given")
 
     def _insert(self, table: Any) -> Any:
-        return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
+        # The other dialect's module is not read: it would be part of every start.
+        if self._is_sqlite:
+            from sqlalchemy.dialects.sqlite import insert as conflicting
+        else:
+            from sqlalchemy.dialects.postgresql import insert as conflicting  # type: ignore[assignment]
+        return conflicting(table)
 
     def _submit(self) -> Any:
         given = self._given(SUBMITTED)

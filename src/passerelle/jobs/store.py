@@ -65,7 +65,8 @@ def storage_answers() -> Iterator[None]:
 
 class JobStore:
     """The jobs of one organisation and project. ``key_id`` and ``user`` are who submits; ``retain_s`` is how long
-    jobs are kept that say nothing of it, None for ever.
+    jobs are kept that say nothing of it, None for ever. With ``own`` there are no others than those of this user, or,
+    where nobody is named, of this key.
 
     Every method raises Unavailable when the database cannot be used now, and NotFound for a job of another tenant
     exactly as for one that is not there.
@@ -82,7 +83,9 @@ class JobStore:
         key_id: str,
         user: str | None = None,
         retain_s: float | None = None,
+        own: bool = False,
     ) -> None:
+        self._own = own
         self._database = database.of(organisation)
         self._writes = writes
         self._signals = signals
@@ -335,6 +338,9 @@ class JobStore:
 
     def _mine(self, job_id: str | None = None) -> ColumnElement[bool]:
         mine = and_(jobs.c.organisation == self._organisation, jobs.c.project == self._project)
+        if self._own:
+            by_user = self._user is not None
+            mine = and_(mine, jobs.c.user_id == self._user if by_user else jobs.c.key_id == self._key_id)
         return mine if job_id is None else and_(mine, jobs.c.id == job_id)
 
     async def _get(self, connection: AsyncConnection, job_id: str) -> Job:

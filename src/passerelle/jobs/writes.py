@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import IdempotencyKeyReused
@@ -20,6 +21,11 @@ from passerelle.jobs.job import Claim, EventType, JobError, JobState, Progress, 
 from passerelle.jobs.signals import Signals
 from passerelle.jobs.statements import SUBMITTED, Statements, rows_parameter
 from passerelle.storage.engine import Database
+from passerelle.storage.tables import job_results, job_steps, jobs
+
+LARGE = 64 * 1024
+"""Texts of more characters go to the database by themselves: within the rows of a group they would be copied and parsed
+as JSON several times over."""
 
 
 class LeaseLost(Exception):
@@ -94,8 +100,8 @@ class Step:
 class Writes:
     """The group commits of the job tables. Methods may raise StorageError."""
 
-    def __init__(self, database: Database, signals: Signals, failpoint: Failpoint) -> None:
-        self._statements = Statements(database.is_sqlite)
+    def __init__(self, database: Database, statements: Statements, signals: Signals, failpoint: Failpoint) -> None:
+        self._statements = statements
         self._signals = signals
         self._commit = GroupCommit(database, failpoint)
         self._touched: set[str] = set()
@@ -144,12 +150,17 @@ class Writes:
             values = item.values
             flow = (values["urgency"], values["key_id"])
             turns[flow] = turns.get(flow, 0.0) + 1.0 / item.weight
-            rows.append([turns[flow] if name == "turns" else values[name] for name, _ in SUBMITTED])
+            given = values | {"turns": turns[flow], "payload": _small(values["payload"])}
+            rows.append([given[name] for name, _ in SUBMITTED])
         made = (await connection.execute(self._statements.submit, rows_parameter(rows))).all()
         accepted = {row.id: Accepted(row.id, row.created_at_ms) for row in made}
         self._delays_ms = {
             item.values["id"]: item.values["delay_ms"] for item in items if item.values["id"] in accepted
         }
+        for item in items:
+            if item.values["id"] in accepted and len(item.values["payload"]) > LARGE:
+                large = update(jobs).where(jobs.c.id == item.values["id"])
+                await connection.execute(large.values(payload=item.values["payload"]))
         await self._add_events(connection, [(job_id, 1, EventType.QUEUED, "{}") for job_id in accepted])
         known = [item.values for item in items if item.values["id"] not in accepted]
         before = await self._find_submitted(connection, known) if known else {}
@@ -207,9 +218,16 @@ class Writes:
 
     async def _step_all(self, connection: AsyncConnection, items: Sequence[Step]) -> Sequence[Exception | None]:
         wanted = {(item.job_id, item.name, item.input_hash): item for item in items}
-        rows = [[item.job_id, item.attempt, item.name, item.input_hash, item.output] for item in wanted.values()]
+        rows = [
+            [item.job_id, item.attempt, item.name, item.input_hash, _small(item.output)] for item in wanted.values()
+        ]
         kept = await connection.execute(self._statements.add_steps, rows_parameter(rows))
         done = {tuple(row) for row in kept}
+        for key, item in wanted.items():
+            if key in done and len(item.output) > LARGE:
+                same = (job_steps.c.job_id, job_steps.c.name, job_steps.c.input_hash)
+                large = update(job_steps).where(*(column == value for column, value in zip(same, key, strict=True)))
+                await connection.execute(large.values(output=item.output))
         return [None if (item.job_id, item.name, item.input_hash) in done else LeaseLost(item.job_id) for item in items]
 
     # Ends
@@ -239,12 +257,16 @@ class Writes:
         events = [(key[0], seq, *_ending(wanted[key], state)) for key, (state, seq) in settled.items()]
         await self._add_events(connection, events)
         results = [
-            [item.job_id, clean(item.result.content), item.result.media_type, _json(item.result.details)]
+            [item.job_id, clean(_small(item.result.content)), item.result.media_type, _json(item.result.details)]
             for key, item in wanted.items()
             if item.result is not None and key in settled
         ]
         if results:
             await connection.execute(self._statements.add_results, rows_parameter(results))
+        for key, item in wanted.items():
+            if item.result is not None and key in settled and len(item.result.content) > LARGE:
+                large = update(job_results).where(job_results.c.job_id == item.job_id)
+                await connection.execute(large.values(content=clean(item.result.content)))
         again = any(state is JobState.QUEUED for state, _ in settled.values())
         await self._signals.send(connection, queued=again, events=[job_id for job_id, _ in settled])
         return settled
@@ -287,6 +309,11 @@ class Writes:
     async def _add_events(self, connection: AsyncConnection, events: Sequence[tuple[str, int, str, str]]) -> None:
         if events:
             await connection.execute(self._statements.add_events, rows_parameter(events))
+
+
+def _small(text: str) -> str:
+    """The text, or an empty one in its place: a large one is written by a statement of its own, right after."""
+    return text if len(text) <= LARGE else ""
 
 
 def _nothing(_answers: Sequence[object]) -> None:

@@ -149,6 +149,28 @@ async def test_finished_steps_are_not_repeated(bench: Bench) -> None:
     assert (await bench.store.result(job.id)).content == "a,a,b,b,attempt-3,attempt-3"
 
 
+async def test_large_texts_come_back_whole(bench: Bench) -> None:
+    """A payload, a step's output and a result of megabytes are kept as they are, beside small ones."""
+    large = 'Bonjour \U0001f600 "x"\\ \n' * 100_000
+    seen: list[bool] = []
+
+    async def copy(context: JobContext) -> Result:
+        text = context.payload(str)
+        seen.append(await context.checkpoint("copy", 1, lambda: _given(text), str) == text)
+        if context.job.attempt == 1:
+            raise TryAgain("again")
+        return Result(content=text)
+
+    jobs = await asyncio.gather(*(bench.run(copy, payload=text) for text in (large, "small", large + "2")))
+    assert seen == [True] * 6
+    for job, whole in zip(jobs, (large, "small", large + "2"), strict=True):
+        assert (await bench.store.result(job.id)).content == whole
+
+
+async def _given(text: str) -> str:
+    return text
+
+
 async def test_progress_is_coalesced_and_the_last_is_kept(bench: Bench) -> None:
     """A thousand notes are a few events; the newest is written before the end, and stands on the job."""
 

@@ -16,14 +16,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    text,
 )
 
 from passerelle.storage.tables.base import metadata
-
-_QUEUED = text("state = 'queued'")
-_RUNNING = text("state = 'running'")
-_KEPT = text("expires_at_ms IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -73,10 +68,11 @@ jobs = Table(
     Column("replay_of", Text),
     UniqueConstraint("organisation", "project", "key_id", "idempotency_key", name="uq_jobs_idempotency_key"),
     Index("ix_jobs_tenant", "organisation", "project", "id"),
-    Index("ix_jobs_queued", "urgency", "turn", "id", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
-    Index("ix_jobs_queued_key", "urgency", "key_id", "turn", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
-    Index("ix_jobs_running", "key_id", "lease_until_ms", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
-    Index("ix_jobs_expires_at_ms", "expires_at_ms", sqlite_where=_KEPT, postgresql_where=_KEPT),
+    # The indexes below are partial, see the migration: saying so here would load both dialects at every start.
+    Index("ix_jobs_queued", "urgency", "turn", "id"),
+    Index("ix_jobs_queued_key", "urgency", "key_id", "turn"),
+    Index("ix_jobs_running", "key_id", "lease_until_ms"),
+    Index("ix_jobs_expires_at_ms", "expires_at_ms"),
 )
 
 job_events = Table(
@@ -89,7 +85,6 @@ job_events = Table(
     Column("type", Text, nullable=False),
     Column("data", Text, nullable=False),
     PrimaryKeyConstraint("job_id", "seq", name="pk_job_events"),
-    sqlite_with_rowid=False,
 )
 
 job_steps = Table(
