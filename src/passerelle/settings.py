@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -85,6 +86,19 @@ class ServerSection(Section, frozen=True, kw_only=True):
             ...,
         ],
         Meta(description="Proxies whose `X-Forwarded-For` tells where a caller is; addresses or networks."),
+    ] = ()
+    trusted_origins: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Meta(
+                    pattern=r"^(\*|https?://[^\s/@?#]{1,255})\Z",
+                    extra={"accepted": "https://app.example.org, or * for any"},
+                ),
+            ],
+            ...,
+        ],
+        Meta(description="Other origins whose pages may open websockets; `*` for any: for a private network only."),
     ] = ()
 
 
@@ -313,6 +327,9 @@ class ServicesSection(Section, frozen=True, kw_only=True):
     max_retry_delay_s: Annotated[
         float, Meta(gt=0, le=3600, description="The longest wait between two of these.", extra=SECONDS)
     ] = 10.0
+    ws_polling_interval_s: Annotated[
+        float, Meta(ge=0.01, le=3600, description="How often `/ws/results` sends a job's state again.", extra=SECONDS)
+    ] = 3.0
 
 
 class OpeaSection(Section, frozen=True, kw_only=True):
@@ -483,13 +500,18 @@ def load_configuration(
 
 
 def _check_sign_on(document: Document, keys: ConfigurationFile) -> list[Problem]:
-    """Links and the provider's way back need the address that browsers use."""
+    """Links and the provider's way back need the address that browsers use, its tokens a library of the extra."""
     entry = document.root.entries.get("auth")
     auth = keys.auth
-    if entry is None or auth.public_url is not None or (auth.mail is None and auth.oidc is None):
+    if entry is None or (auth.mail is None and auth.oidc is None):
         return []
-    message = "this key is required with auth.mail and auth.oidc"
-    return [Problem(entry.mark, "auth.public_url", message, "a URL: https://llm.example.org")]
+    problems = []
+    if auth.public_url is None:
+        message = "this key is required with auth.mail and auth.oidc"
+        problems.append(Problem(entry.mark, "auth.public_url", message, "a URL: https://llm.example.org"))
+    if auth.oidc is not None and find_spec("cryptography") is None:
+        problems.append(Problem(entry.mark, "auth.oidc", "signatures need a library: install passerelle[oidc]", None))
+    return problems
 
 
 def _compile_guardrails(

@@ -236,6 +236,14 @@ def test_links_need_an_address(home: Path) -> None:
         load(home, text + "  public_url: https://llm.example.org\n")
 
 
+def test_a_provider_needs_its_library(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library for signatures a provider is refused with the words that mend it."""
+    monkeypatch.setattr("passerelle.settings.find_spec", lambda name: None)
+    text = "auth:\n  public_url: https://x\n  oidc: {issuer: 'https://sso.example.org', client_id: x}\n"
+    (said,) = problems(home, text)
+    assert "install passerelle[oidc]" in said
+
+
 def test_sign_on_settings(home: Path) -> None:
     """A provider's tables are read, secrets stay out of reprs, and wrong values are named."""
     text = """

@@ -74,6 +74,24 @@ async def test_writers_at_the_same_time_make_one_chain(database: Database) -> No
     assert verdict.checked == verdict.head.number == 40
 
 
+async def test_tenants_behind_their_fence_write_one_chain(database: Database) -> None:
+    """Row-level security hides the entry before from a tenant, and still the chain holds; the fence stays."""
+    await write(database, 1, organisation="zeta")
+    for organisation in ("default", "other", "default"):
+        async with database.of(organisation).write() as connection:
+            for _ in range(2):
+                await append(
+                    connection, ADMIN, action="a.b", organisation=organisation, subject_kind="s", subject_id="x"
+                )
+            if not database.is_sqlite:
+                seen = (await connection.execute(select(audit.c.organisation))).scalars()
+                assert set(seen) == {organisation}
+    verdict = await AuditLog(database, None).verify()
+    assert verdict.whole
+    assert verdict.checked == 7
+    assert {entry.organisation for entry in await AuditLog(database.of("other"), "other").page()} == {"other"}
+
+
 async def test_an_empty_log_is_whole(database: Database) -> None:
     """Nothing happened yet, and nothing is broken."""
     verdict = await AuditLog(database, None).verify()
