@@ -72,7 +72,8 @@ def protect_by_parent(table: str, column: str, parent: str, key: str = "id") -> 
 def _fence(table: str, is_own: str) -> None:
     if _is_postgres():
         for statement in _FENCE:
-            op.execute(DDL(statement, context={"name": table, "tenant": _TENANT, "own": is_own}))
+            values = {"name": table, "tenant": _TENANT, "own": is_own}
+            op.execute(DDL(statement, context=values))  # type: ignore[no-untyped-call]
 
 
 def _is_postgres() -> bool:
