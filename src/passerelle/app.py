@@ -46,11 +46,15 @@ from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.calls import Calls
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
+from passerelle.faces.jobs.access import stores
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.routes import Faces, direct_paths, routes
+from passerelle.faces.services.linto import LintoFace
+from passerelle.faces.services.sockets import LintoSockets
+from passerelle.faces.sockets import Origins, Presence
 from passerelle.faces.tgi.endpoints import TgiFace
 from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
@@ -79,6 +83,7 @@ from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
 from passerelle.services.caller import GatewayCaller
+from passerelle.services.extract.extractor import Extractor
 from passerelle.services.folder import ServiceCatalog
 from passerelle.settings import Configuration, Settings, reloader
 from passerelle.sign_on import PeopleSignOn, translate
@@ -226,6 +231,10 @@ class Passerelle:
         self.people.on_ended(self.gateway.end_calls_of)
 
         # Faces
+        presence, origins = Presence(), Origins(settings.server.trusted_origins)
+        self.authenticator.on_revoked(presence.end)
+        self.people.on_ended(presence.end)
+        store_of = stores(self.jobs, nobody=NOBODY.key_id)
         calls = Calls(self.gateway, self.catalog, request_timeout_s=settings.server.request_timeout_s)
         opea = OpeaFace(
             calls,
@@ -257,6 +266,10 @@ class Passerelle:
                     docs=DocsFace(),
                     auth=self.people.face,
                     audit=AuditFace(self.database),
+                    linto=LintoFace(self.workshop.holder, store_of, Extractor()),
+                    linto_sockets=LintoSockets(
+                        self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s
+                    ),
                 )
             )
         )

@@ -72,6 +72,12 @@ GET /admin/prices                                  401 403 403 200 200 200
 POST /admin/prices                                 401 403 403 403 403 400
 DELETE /admin/prices/{price}                       401 403 403 403 403 204
 GET /admin/audit                                   401 403 403 200 200 200
+GET /healthcheck                                   200 200 200 200 200 200
+GET /services                                      401 403 404 404 404 404
+POST /services/{route:path}/generate               401 403 404 404 404 404
+GET /results/{id}                                  401 403 404 404 404 404
+WEBSOCKET /ws/results                              401 403 101 101 101 101
+WEBSOCKET /ws/results/{id}                         401 403 101 101 101 101
 GET /v1/models                                     401 403 200 200 200 200
 GET /v1/models/{id:path}                           401 403 200 200 200 200
 POST /v1/chat/completions                          401 403 400 400 400 400
@@ -149,11 +155,20 @@ class Realm:
         """Sends one request; bodies of GET are not sent."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         content = None
-        if method != "GET":
+        if method == "WEBSOCKET":
+            headers |= {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+            headers["sec-websocket-key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+            self.connection.close()  # what was switched to websockets is not HTTP any more
+            method = "GET"
+        elif method != "GET":
             content, headers["content-type"] = json.dumps({} if body is None else body), "application/json"
         self.connection.request(method, path, content, headers)
         with self.connection.getresponse() as answer:
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            if answer.status == 101:
+                self.connection.close()
+                return 101, found, b""
+            return answer.status, found, answer.read()
 
     def make(self, path: str, body: Any) -> Any:
         """Makes something in the tenant, as the operator."""
@@ -191,7 +206,7 @@ class Realm:
         if name == "target":
             models = json.loads(self.ask("GET", "/admin/router", self.keys["operator"])[2])["models"]
             return str(models[0]["targets"][0]["id"])
-        return {"id": "far", "model": "far", "file": "swagger-ui.css"}[name]
+        return {"id": "far", "model": "far", "file": "swagger-ui.css", "route": "far"}[name]
 
     def as_seen(self, caller: str, path: str) -> str:
         """The operator says in which organisation they act."""
@@ -246,7 +261,10 @@ def test_who_is_let_in(realm: Realm, route: str) -> None:
 
 def _without_id(answer: bytes, path: str = "") -> Any:
     """An error without the request's id, and without the ids of the path, which a message may repeat."""
-    document = json.loads(answer)["error"]
+    document = json.loads(answer)
+    if "detail" in document:
+        return document
+    document = document["error"]
     document.pop("request_id")
     for part in path.split("/"):
         if "_" in part:

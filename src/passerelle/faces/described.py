@@ -20,6 +20,7 @@ from passerelle.faces.openai.answers import ErrorAnswer
 _TEMPLATE = "#/components/schemas/{name}"
 _PATH = {
     "target": "The id of a target, as `GET /admin/router` lists it.",
+    "route": "The route of a service; it may hold slashes.",
 }
 
 
@@ -74,6 +75,7 @@ class Described:
     """Of an answer that is no JSON."""
     error_answer: Structure = ErrorAnswer
     """The envelope of its errors."""
+    body_type: str = "application/json"
 
 
 def described_schemas(routes: Iterable[Described]) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def _operation(route: Described) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(route.body)}}}
+        operation["requestBody"] = {"required": True, "content": {route.body_type: {"schema": _schema(route.body)}}}
     return operation
 
 

@@ -25,6 +25,7 @@ from passerelle.faces.auth_wire import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.rerank.described import RERANK
+from passerelle.faces.services.described import SERVICES
 from passerelle.faces.tgi.described import TGI
 
 
@@ -166,6 +167,7 @@ DESCRIBED: tuple[Described, ...] = (
     *ANTHROPIC,
     *OPEA,
     *TGI,
+    *SERVICES,
     *RERANK,
     *AUTH,
     *AUDIT,

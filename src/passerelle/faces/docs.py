@@ -54,6 +54,7 @@ _TAGS = [
     {"name": "OPEA", "description": "What OPEA's clients call beside `/v1/chat/completions` with `query`."},
     {"name": "Rerank", "description": "Ranking documents and scoring pairs of texts."},
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},
+    {"name": "LinTO", "description": "What clients of LinTO's LLM Gateway call. Needs the scope `services`."},
     {"name": "Health", "description": "For supervisors and monitoring."},
     {"name": "Organisations", "description": "The tenants."},
     {"name": "Audit", "description": "Who did what."},

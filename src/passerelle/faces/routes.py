@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import ANY_KEY, Route, RouteTable
+from passerelle.edge.socket import WEBSOCKET
 from passerelle.faces.admin.audit import AuditFace
 from passerelle.faces.admin.keys import KeysFace
 from passerelle.faces.admin.limits import LimitsFace
@@ -24,6 +25,9 @@ from passerelle.faces.health import HealthFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.rerank.endpoints import RerankFace
+from passerelle.faces.services import linto
+from passerelle.faces.services.linto import LintoFace
+from passerelle.faces.services.sockets import LintoSockets
 from passerelle.faces.tgi import answers as tgi_answers
 from passerelle.faces.tgi.endpoints import TgiFace
 
@@ -52,6 +56,8 @@ class Faces:
     docs: DocsFace
     auth: AuthFace
     audit: AuditFace
+    linto: LintoFace
+    linto_sockets: LintoSockets
 
 
 def routes(faces: Faces) -> list[Route]:
@@ -72,6 +78,7 @@ def routes(faces: Faces) -> list[Route]:
         Route("GET", "/admin/usage", Scope.USAGE_READ, faces.usage.show),
         *_identity(faces),
         *_limits(faces),
+        *_linto(faces),
     ]
     for prefix in ("/v1", ""):
         table += [
@@ -166,6 +173,19 @@ def _limits(faces: Faces) -> list[Route]:
         Route("GET", "/admin/prices", see, prices.list),
         Route("POST", "/admin/prices", Scope.ADMIN, prices.create),
         Route("DELETE", "/admin/prices/{price}", Scope.ADMIN, prices.remove),
+    ]
+
+
+def _linto(faces: Faces) -> list[Route]:
+    """The routes of LinTO's LLM Gateway, with its envelope of errors."""
+    face, sockets, do, render = faces.linto, faces.linto_sockets, Scope.SERVICES, linto.render_error
+    return [
+        Route("GET", "/healthcheck", None, face.healthcheck, render),
+        Route("GET", "/services", do, face.services, render),
+        Route("POST", "/services/{route:path}/generate", do, face.generate, render),
+        Route("GET", "/results/{id}", do, face.results, render),
+        Route(WEBSOCKET, "/ws/results", do, sockets.many, render),
+        Route(WEBSOCKET, "/ws/results/{id}", do, sockets.one, render),
     ]
 
 

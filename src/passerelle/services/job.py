@@ -29,13 +29,17 @@ FindPrincipal = Callable[[Claim], Awaitable[Principal | None]]
 
 
 class ServiceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload. ``service`` is an id, ``flavor`` None the first; ``temperature`` and ``top_p`` override its own."""
+    """The payload. ``service`` is an id, ``flavor`` None the first; ``temperature`` and ``top_p`` override its own.
+
+    ``warnings`` are sentences about the input that go beside the result.
+    """
 
     service: str
     text: str
     flavor: str | None = None
     temperature: float | None = None
     top_p: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class ServiceJobs:
@@ -67,6 +71,7 @@ class ServiceJobs:
             raise JobFailed(f"This key may not run the service '{manifest.name}' any more.", code="permission_denied")
         caller = self._caller.of(principal, manifest.name)
         work = Work(manifest, flavor_of(manifest, asked), asked.text, caller, context, self._rules)
+        work.warnings.extend(asked.warnings)
         return await make(work)
 
 

@@ -1,0 +1,1 @@
+"""Jobs over HTTP: shown, steered, followed by events and websockets, their results edited and exported."""
