@@ -11,6 +11,7 @@ import pytest
 import requests
 from tests.faults.table import row
 from tests.harness.people import BETTER, GOOD, People, code, people, refused_within_5_s
+from tests.harness.upstreamd import UpstreamThread, end, headers, tokens
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
     """One gateway for the module, with two workers and a mail server."""
-    with people(tmp_path_factory.mktemp("sign-on") / "home") as found:
+    home = tmp_path_factory.mktemp("sign-on") / "home"
+    slow = UpstreamThread(scenario=[headers(), tokens(2000, 0.05), end()])
+    with slow as upstream, people(home, upstream.url) as found:
         yield found
 
 
@@ -161,3 +164,28 @@ def test_disabling_a_person_ends_everything_of_theirs(world: People) -> None:
     world.change(ada, disabled_at_ms=int(time.time() * 1000))
     assert all(refused_within_5_s(each) for each in ask)
     assert code(ada.sign_in()) == (403, "user_disabled")
+
+
+@row("D3")
+def test_a_stream_ends_with_its_person(world: People) -> None:
+    """An answer that runs with a bearer token ends within 5 seconds after its person was disabled."""
+    ada = world.registered()
+    token = ada.post("/auth/token", {"login": ada.name, "password": GOOD}).json()["token"]
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "go on"}]}
+    with requests.post(
+        world.gateway.url + "/v1/chat/completions",
+        json=body,
+        headers={"authorization": f"Bearer {token}"},
+        stream=True,
+        timeout=30,
+    ) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith(b"data: ")
+        world.change(ada, disabled_at_ms=int(time.time() * 1000))
+        disabled_at_s = time.monotonic()
+        try:
+            count = sum(line.startswith(b"data: ") for line in lines)
+        except requests.ConnectionError:
+            count = 0  # cut in the middle: that is an end too
+        assert time.monotonic() - disabled_at_s < 5
+        assert count < 1000

@@ -18,7 +18,8 @@ from tests.harness.gateway import GatewayProcess
 from tests.harness.identityprovider import free_port
 
 GOOD, BETTER = "correct horse", "battery staple"
-MODELS = [{"name": "m", "targets": [{"url": "http://127.0.0.1:9/v1"}]}]
+NOWHERE = "http://127.0.0.1:9/v1"
+"""A model server that nobody needs."""
 
 
 class Letters:
@@ -133,8 +134,8 @@ class People:
 
 
 @contextmanager
-def people(home: Path) -> Iterator[People]:
-    """One gateway with two workers and a mail server."""
+def people(home: Path, target: str = NOWHERE) -> Iterator[People]:
+    """One gateway with two workers, a mail server, and the model ``m`` at ``target``."""
     letters = Letters()
     mail_port, port = free_port(), free_port()
     mail = Controller(letters, hostname="127.0.0.1", port=mail_port)
@@ -148,7 +149,7 @@ def people(home: Path) -> Iterator[People]:
             "security": "none",
         },
     }
-    config = {"models": MODELS, "server": {"workers": 2}, "auth": auth}
+    config = {"models": [{"name": "m", "targets": [{"url": target}]}], "server": {"workers": 2}, "auth": auth}
     with GatewayProcess(home, config, arguments=("--port", str(port))) as gateway:
         made = People(gateway, letters)
         try:
