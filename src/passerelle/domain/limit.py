@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import PasserelleError
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """What a call may use at most. ``at_ms`` is its arrival since the epoch, which decides the price.
 
     ``answer_tokens`` are those of all choices together; it may be lowered down to ``least_answer_tokens``.
@@ -22,29 +21,25 @@ class Order:
     least_answer_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """The call may go on. ``hold`` is to be settled when it has ended; ``headers`` belong to its answer.
 
-    ``answer_tokens`` is what was set aside for the answer; ``warnings`` name the soft limits it is above.
+    ``answer_tokens`` is what was set aside for the answer.
     """
 
     hold: object
     answer_tokens: int
     headers: Headers
-    warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """The call may not go on. ``estimate_matters`` when a closer count of its tokens could change that."""
 
     error: PasserelleError
     estimate_matters: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(msgspec.Struct, frozen=True):
     """What a call used in the end. ``request`` is 0 when the call does not count as one."""
 
     request: int

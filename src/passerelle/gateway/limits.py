@@ -27,7 +27,7 @@ COMPLETION_TOKENS = 16
 """The same for a text completion: the default of OpenAI's reference."""
 LEAST_ANSWER_TOKENS = 256
 """It is not made shorter than this to fit into what is left."""
-REFUNDED = frozenset({Outcome.REJECTED, Outcome.SHED, Outcome.FAILED})
+REFUNDED = (Outcome.REJECTED, Outcome.SHED, Outcome.FAILED)
 """Calls that ended so do not count as requests: nothing was answered, and the caller did not make it so."""
 
 
@@ -77,45 +77,56 @@ class Reservations:
         plan = self._limits.plan(call.principal, model.name)
         if plan is None and call.hold is None:
             return None
-        return self._reserve(call, model, pool, plan)
-
-    async def _reserve(self, call: Call, model: Model, pool: Pool, plan: Plan | None) -> None:
         request = call.request
         if call.answer_bounded:
             request.changes = {key: raw for key, raw in request.changes.items() if key not in MAX_TOKENS_FIELDS}
             call.answer_bounded = False
-        counts = plan is not None and plan.counts_tokens
         prompt = 0
-        if counts and request.operation in _GENERATING:
+        if plan is not None and plan.counts_tokens and request.operation in _GENERATING:
             prompt = call.prompt_tokens if call.prompt_tokens is not None else prompt_bound(request)
-        result = await self._take(call, model, plan, prompt)
-        if isinstance(result, Refusal) and result.estimate_matters and call.prompt_tokens is None:
-            exact = await self._context.count(call, pool) if request.operation in COUNTED else None
-            if exact is not None and exact < prompt:
-                result = await self._take(call, model, plan, exact)
-        if isinstance(result, Refusal):
-            raise result.error
-        call.hold = result.hold
-        call.limit_headers = result.headers
-        if plan is not None and plan.bounds_answers and request.max_tokens is None and result.answer_tokens:
-            request.changes["max_tokens"] = msgspec.Raw(b"%d" % max(1, result.answer_tokens // request.n))
-            call.answer_bounded = True
+        result = self._take(call, model, plan, prompt)
+        if type(result) is Grant:
+            _accept(call, plan, result)
+            return None
+        return self._conclude(call, model, pool, plan, prompt, result)
 
-    async def _take(self, call: Call, model: Model, plan: Plan | None, prompt: int) -> Grant | Refusal:
+    async def _conclude(
+        self,
+        call: Call,
+        model: Model,
+        pool: Pool,
+        plan: Plan | None,
+        prompt: int,
+        result: Grant | Refusal | Awaitable[Grant | Refusal],
+    ) -> None:
+        """Waits for the answer where it has to, and counts exactly where the bound was refused."""
+        found = result if isinstance(result, Grant | Refusal) else await result
+        if isinstance(found, Refusal) and found.estimate_matters and call.prompt_tokens is None:
+            exact = await self._context.count(call, pool) if call.request.operation in COUNTED else None
+            if exact is not None and exact < prompt:
+                again = self._take(call, model, plan, exact)
+                found = again if isinstance(again, Grant | Refusal) else await again
+        if isinstance(found, Refusal):
+            raise found.error
+        _accept(call, plan, found)
+
+    def _take(
+        self, call: Call, model: Model, plan: Plan | None, prompt: int
+    ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
         answer, least = self._answer(call.request, model, prompt) if plan is not None and plan.counts_tokens else (0, 0)
         order = Order(model.name, int(call.arrived_at * 1000), prompt, answer, least)
         before, call.hold = call.hold, None
-        result = self._limits.take(plan, order, before)
-        return result if isinstance(result, Grant | Refusal) else await result
+        return self._limits.take(plan, order, before)
 
     def _answer(self, request: Request, model: Model, prompt: int) -> tuple[int, int]:
         """Returns how many tokens the answer may have, all choices together, and to how few it may be lowered."""
         if request.operation not in COUNTED:
             return 0, 0
         asked = request.max_tokens
-        for name in MAX_TOKENS_FIELDS:
-            if (trimmed := request.changes.get(name)) is not None:
-                asked = int(bytes(trimmed))
+        if request.changes:
+            for name in MAX_TOKENS_FIELDS:
+                if (trimmed := request.changes.get(name)) is not None:
+                    asked = int(bytes(trimmed))
         if asked is not None:
             return asked * request.n, asked * request.n
         if request.operation is Operation.COMPLETION:
@@ -142,6 +153,16 @@ class Reservations:
             counted = call.outcome not in REFUNDED
             tokens = usage.prompt_tokens + usage.completion_tokens
             self._limits.settle(hold, Spent(int(counted), tokens, call.cost_nano))
+
+
+def _accept(call: Call, plan: Plan | None, grant: Grant) -> None:
+    """Gives the call what was granted; an answer without end gets one where a hard limit counts it."""
+    call.hold = grant.hold
+    call.limit_headers = grant.headers
+    request = call.request
+    if plan is not None and plan.bounds_answers and request.max_tokens is None and grant.answer_tokens:
+        request.changes["max_tokens"] = msgspec.Raw(b"%d" % max(1, grant.answer_tokens // request.n))
+        call.answer_bounded = True
 
 
 _GENERATING = (Operation.CHAT, Operation.COMPLETION, Operation.EMBEDDING)

@@ -12,7 +12,7 @@ from passerelle.limits.rule import EVERYWHERE, LimitRule, Measure, SubjectKind
 
 _MEMO = 16_384
 """Callers and models whose plan is remembered."""
-_UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 0, Measure.TOKENS: 1, Measure.COST: 2}
+_UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
 _Subject = tuple[SubjectKind, str, str]
 
 
@@ -21,7 +21,8 @@ class Plan:
     """The limits of one caller's calls of one model.
 
     ``rules`` has budgets first, so that a caller who should not retry is not told to, and soft limits last.
-    ``units`` says of each rule which of (1, tokens, cost) it takes.
+    ``units`` says of each rule which it takes of (request, tokens, cost, call under way). ``shown`` are the places of
+    the hard rules on requests, and of those on tokens: answers tell how they stand. ``soft`` are those of soft rules.
     """
 
     rules: tuple[LimitRule, ...]
@@ -30,19 +31,30 @@ class Plan:
     """A hard limit counts tokens or cost: an answer must have an end."""
     counts_tokens: bool
     """Some limit counts tokens or cost."""
+    shown: tuple[tuple[int, ...], tuple[int, ...]]
+    soft: tuple[int, ...]
 
     @classmethod
     def of(cls, rules: Iterable[LimitRule]) -> Plan:
         """Returns the plan of some rules."""
         ordered = tuple(sorted(rules, key=lambda rule: (not rule.hard, not rule.is_budget, rule.id)))
         units = tuple(_UNITS[rule.measure] for rule in ordered)
+        places = range(len(ordered))
         return cls(
-            ordered, units, any(rule.hard and unit for rule, unit in zip(ordered, units, strict=True)), any(units)
+            ordered,
+            units,
+            bounds_answers=any(rule.hard and unit in (1, 2) for rule, unit in zip(ordered, units, strict=True)),
+            counts_tokens=1 in units or 2 in units,
+            shown=(
+                tuple(at for at in places if units[at] == 0 and ordered[at].hard),
+                tuple(at for at in places if units[at] == 1 and ordered[at].hard),
+            ),
+            soft=tuple(at for at in places if not ordered[at].hard),
         )
 
     def amounts(self, tokens: int, cost_nano: int) -> list[int]:
         """Returns what a call takes of each rule."""
-        of_unit = (1, tokens, cost_nano)
+        of_unit = (1, tokens, cost_nano, 1)
         return [of_unit[unit] for unit in self.units]
 
 

@@ -11,25 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from passerelle.limits.rule import LimitRule, Period, Window
 
 Windows = Mapping[Period, Window]
 """The present window of each period."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """What one call took: an amount of each rule, in the window that began at ``starts``. ``holder`` tells who counts
     it, for those who keep several books."""
 
     rules: tuple[LimitRule, ...]
-    starts: tuple[int, ...]
+    starts: Sequence[int]
     amounts: Sequence[int]
     holder: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """How taking went. ``used`` is of each rule: with this call's amount when it passed, without when it did not.
 
     ``refused`` is the index of the first hard rule that has no room, None when the call passed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
@@ -13,7 +13,7 @@ from passerelle.domain.principal import Principal
 from passerelle.limits.book import Book, Plan
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
 from passerelle.limits.price import Price, amount_text
-from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, SubjectKind, Window
+from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, SubjectKind, Window, duration
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +90,15 @@ class Limiter:
     def settle(self, hold: object, spent: Spent) -> None:
         """Gives back what was set aside and counts what was used; at once, whatever happened."""
         assert isinstance(hold, Hold)
-        of = {
-            Measure.REQUESTS: spent.request,
-            Measure.TOKENS: spent.tokens,
-            Measure.COST: spent.cost_nano,
-            Measure.CONCURRENT: 0,
-        }
-        amounts = [of[rule.measure] for rule in hold.rules]
+        amounts = []
+        for rule in hold.rules:
+            measure = rule.measure
+            if measure is Measure.TOKENS:
+                amounts.append(spent.tokens)
+            elif measure is Measure.COST:
+                amounts.append(spent.cost_nano)
+            else:
+                amounts.append(spent.request if measure is Measure.REQUESTS else 0)
         if self._shared is not None:
             self._shared.settle(hold, amounts)
         else:
@@ -128,30 +130,29 @@ class Limiter:
     def _result(
         self, plan: Plan, taken: Taken, answer: int, amounts: Sequence[int], windows: Windows, now_ms: int
     ) -> Grant | Refusal:
-        headers = _headers(plan, taken.used, windows, now_ms)
+        headers = _headers(plan, taken.used, self.calendar.resets(now_ms))
         if taken.refused is not None:
             rule = plan.rules[taken.refused]
             self._on_reached(rule)
             amount, used = amounts[taken.refused], taken.used[taken.refused]
             error = self._error(rule, amount, used, windows[rule.period], now_ms, headers)
             return Refusal(error, estimate_matters=rule.measure in (Measure.TOKENS, Measure.COST))
-        return Grant(taken.hold, answer, headers, self._warnings(plan, taken.used, windows, headers))
+        if plan.soft:
+            self._warn(plan, taken.used, windows, headers)
+        return Grant(taken.hold, answer, headers)
 
-    def _warnings(self, plan: Plan, used: Sequence[int], windows: Windows, headers: Headers) -> tuple[str, ...]:
-        rules = plan.rules
-        if not rules or rules[-1].hard:
-            return ()
-        above = [rule for rule, amount in zip(rules, used, strict=True) if not rule.hard and amount > rule.value]
+    def _warn(self, plan: Plan, used: Sequence[int], windows: Windows, headers: Headers) -> None:
+        """Tells the caller which soft limits are passed, and the operator the first time in each window."""
+        above = [plan.rules[at] for at in plan.soft if used[at] > plan.rules[at].value]
         for rule in above:
             start_ms = windows[rule.period].start_ms
             if self._warned.get(rule.id) != start_ms:
                 self._warned[rule.id] = start_ms
                 self._on_reached(rule)
                 logger.warning("soft limit %s is passed: %s", rule.id, self.words(rule))
-        words = tuple(self.words(rule) for rule in above)
-        if words:
-            headers.append((b"x-passerelle-limit-warning", "; ".join(words).encode("ascii", "replace")))
-        return words
+        if above:
+            words = "; ".join(self.words(rule) for rule in above)
+            headers.append((b"x-passerelle-limit-warning", words.encode("ascii", "replace")))
 
     def words(self, rule: LimitRule) -> str:
         """Returns a limit in words: ``key: 60 requests a minute``."""
@@ -212,16 +213,6 @@ _WHOSE = {
 }
 
 
-def duration(seconds: float) -> str:
-    """Returns a time as OpenAI's headers write it: ``1h2m3s``, rounded up to a second."""
-    whole = max(0, -int(-seconds // 1))
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours}h{minutes}m{left}s"
-    return f"{minutes}m{left}s" if minutes else f"{left}s"
-
-
 def _is_flexible(plan: Plan, order: Order) -> bool:
     return plan.bounds_answers and order.least_answer_tokens < order.answer_tokens
 
@@ -245,26 +236,24 @@ def _amounts(plan: Plan, order: Order, price: Price | None, used: Sequence[int])
     return answer, plan.amounts(prompt + answer, cost_nano)
 
 
-_HEADERS = {
-    Measure.REQUESTS: (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
-    Measure.TOKENS: (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
-}
+_HEADERS = (
+    (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
+    (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+)
 
 
-def _headers(plan: Plan, used: Sequence[int], windows: Windows, now_ms: int) -> Headers:
+def _headers(plan: Plan, used: Sequence[int], resets: Mapping[Period, bytes]) -> Headers:
     """Returns the headers that tell the tightest of the hard limits on requests and on tokens: least remains of it."""
-    tightest: dict[Measure, tuple[int, LimitRule]] = {}
-    for rule, amount in zip(plan.rules, used, strict=True):
-        if rule.hard and rule.measure in _HEADERS:
-            left = rule.value - amount
-            known = tightest.get(rule.measure)
-            if known is None or left < known[0]:
-                tightest[rule.measure] = left, rule
     headers: Headers = []
-    for measure, (left, rule) in tightest.items():
-        limit, remaining, reset = _HEADERS[measure]
-        headers += [(limit, b"%d" % rule.value), (remaining, b"%d" % max(0, left))]
-        end_ms = windows[rule.period].end_ms
-        if end_ms is not None:
-            headers.append((reset, duration((end_ms - now_ms) / 1000).encode()))
+    for places, (limit, remaining, reset) in zip(plan.shown, _HEADERS, strict=True):
+        if not places:
+            continue
+        rules = plan.rules
+        at = places[0] if len(places) == 1 else min(places, key=lambda place: rules[place].value - used[place])
+        rule = rules[at]
+        left = rule.value - used[at]
+        headers.append((limit, b"%d" % rule.value))
+        headers.append((remaining, b"%d" % (left if left > 0 else 0)))
+        if rule.period in resets:
+            headers.append((reset, resets[rule.period]))
     return headers

@@ -31,14 +31,22 @@ class MemoryCounters:
 
     def take(self, rules: tuple[LimitRule, ...], windows: Windows, amounts: Sequence[int]) -> Taken:
         """Takes all amounts or, where a hard rule has no room, none."""
-        cells = [cell_of(self._cells, rule, windows[rule.period].start_ms) for rule in rules]
-        for index, (rule, cell, amount) in enumerate(zip(rules, cells, amounts, strict=True)):
-            if rule.hard and cell[_SETTLED] + cell[_HELD] + amount > rule.value:
-                return Taken([cell[_SETTLED] + cell[_HELD] for cell in cells], refused=index)
-        for cell, amount in zip(cells, amounts, strict=True):
+        cells, used, starts = self._cells, [], []
+        found: list[list[int]] = []
+        for rule, amount in zip(rules, amounts, strict=True):
+            start = windows[rule.period].start_ms
+            cell = cells.get(rule.id)
+            if cell is None or cell[_START] != start:
+                cell = cells[rule.id] = [start, 0, 0]
+            total = cell[_SETTLED] + cell[_HELD] + amount
+            if total > rule.value and rule.hard:
+                return Taken(self.look(rules, windows), refused=len(found))
+            found.append(cell)
+            used.append(total)
+            starts.append(start)
+        for cell, amount in zip(found, amounts, strict=True):
             cell[_HELD] += amount
-        used = [cell[_SETTLED] + cell[_HELD] for cell in cells]
-        return Taken(used, Hold(rules, tuple([cell[_START] for cell in cells]), amounts))
+        return Taken(used, Hold(rules, starts, amounts))
 
     def settle(self, hold: Hold, spent: Sequence[int]) -> None:
         """Gives back what was held and counts what was spent; nothing, in a window that is over."""

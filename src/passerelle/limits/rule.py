@@ -29,6 +29,8 @@ class SubjectKind(StrEnum):
     MODEL = "model"
     """All calls of one model: of an organisation, or of everybody."""
 
+    __hash__ = str.__hash__  # an enum's own is written in Python, and this is on every call's path
+
 
 class Measure(StrEnum):
     """What a limit counts."""
@@ -41,6 +43,8 @@ class Measure(StrEnum):
     COST = "cost"
     """Billionths of the currency unit, by the price table."""
 
+    __hash__ = str.__hash__
+
 
 class Period(StrEnum):
     """After which time a limit counts from zero again."""
@@ -52,6 +56,8 @@ class Period(StrEnum):
     MONTH = "month"
     TOTAL = "total"
     """Never."""
+
+    __hash__ = str.__hash__
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,8 @@ class Calendar:
         self._windows = dict.fromkeys(Period, _ENDLESS)
         self._until_ms = -1
         self._from_ms = 0
+        self._resets: dict[Period, bytes] = {}
+        self._resets_at_s = -1
 
     def now_ms(self) -> int:
         """Returns the time."""
@@ -130,3 +138,24 @@ class Calendar:
             minute = self._windows[Period.MINUTE]
             self._from_ms, self._until_ms = minute.start_ms, minute.start_ms + MINUTE_MS
         return self._windows
+
+    def resets(self, now_ms: int) -> dict[Period, bytes]:
+        """Returns in how long the window of each period ends, as headers say it; made anew once a second."""
+        now_s = now_ms // 1000
+        if now_s != self._resets_at_s:
+            ends = ((period, found.end_ms) for period, found in self.windows(now_ms).items())
+            self._resets = {
+                period: duration((end_ms - now_ms) / 1000).encode() for period, end_ms in ends if end_ms is not None
+            }
+            self._resets_at_s = now_s
+        return self._resets
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as OpenAI's headers write it: ``1h2m3s``, rounded up to a second."""
+    whole = max(0, -int(-seconds // 1))
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours}h{minutes}m{left}s"
+    return f"{minutes}m{left}s" if minutes else f"{left}s"

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -150,7 +150,10 @@ class RedisCounters:
                 answer = await self._ask(work)
         except StoreDown:
             taken = self._local.take(rules, windows, amounts)
-            return taken if taken.hold is None else replace(taken, hold=replace(taken.hold, holder=_HERE))
+            if taken.hold is None:
+                return taken
+            here = msgspec.structs.replace(taken.hold, holder=_HERE)
+            return msgspec.structs.replace(taken, hold=here)
         used = answer[1:]
         for rule, start, amount in zip(rules, starts, used, strict=True):
             self._local.know(rule, start, amount)
