@@ -18,8 +18,9 @@ from tests.faults.table import row
 from tests.harness.databases import BOTH, postgres
 from tests.harness.jobworker import PRINCIPAL, RULES, JobProcess, calls
 from tests.harness.oracles import becomes
-from tests.harness.postgres import PostgresServer
+from tests.harness.postgres import PostgresServer, running_postgres
 
+from passerelle.domain.errors import PasserelleError
 from passerelle.jobs.job import Job, JobState, NewJob
 from passerelle.jobs.queue import JobQueue
 from passerelle.storage.engine import open_database
@@ -29,7 +30,7 @@ from passerelle.storage.tables import job_events, job_steps, jobs
 __all__ = ["postgres"]
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("PASSERELLE_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("PASSERELLE_TEST_KILLS", "5"))
 """How often a worker is killed at random, for each database; 200 for a night's run."""
 PLACES = ("after_claim", "before_commit:4", "after_commit:4", "after_step:3", "before_settle", "after_settle:2")
 
@@ -159,6 +160,44 @@ async def test_a_submitter_killed_around_its_commit(site: Site) -> None:
         assert not before or there == again[:1]
 
 
+@row("E4")
+async def test_postgres_killed_under_load(tmp_path: Path) -> None:
+    """PostgreSQL is killed while jobs are submitted and run: accepted jobs are all there, the worker goes on."""
+    with running_postgres() as server:
+        site = Site(await server.new_database(), tmp_path)
+        await upgrade(site.database)
+        worker = await site.worker("--concurrency", "8")
+        accepted: list[str] = []
+        refused: list[Exception] = []
+        enough = asyncio.Event()
+
+        async def load() -> None:
+            while not enough.is_set():
+                try:
+                    accepted.extend(await site.submit(1, steps=2))
+                except PasserelleError as error:
+                    refused.append(error)
+                await asyncio.sleep(0.02)
+
+        loads = [asyncio.create_task(load()) for _ in range(3)]
+        for kill in range(2):
+            before = len(accepted)
+            assert await becomes(lambda before=before: len(accepted) > before + 20, 30)
+            await asyncio.to_thread(server.kill)
+            seen = len(refused)
+            assert await becomes(lambda seen=seen: len(refused) > seen, 30), kill
+            await asyncio.to_thread(server.restart)
+        before = len(accepted)
+        assert await becomes(lambda: len(accepted) > before + 20, 30)
+        enough.set()
+        await asyncio.gather(*loads)
+        assert {error.status for error in refused if isinstance(error, PasserelleError)} == {503}
+        assert await site.settled()
+        await site.check(accepted)
+        assert worker.process.poll() is None
+        await site.aclose()
+
+
 @row("E7")
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 async def test_a_job_that_crashes_its_worker(site: Site) -> None:
@@ -179,6 +218,7 @@ async def test_a_job_that_crashes_its_worker(site: Site) -> None:
 
 
 @row("E8")
+@pytest.mark.parametrize("site", ["postgres"], indirect=True)
 async def test_many_workers_claim_each_job_once(site: Site) -> None:
     """Workers of several processes run 600 tiny jobs of three keys: each once per attempt, no deadlock, in turns."""
     ids = []
