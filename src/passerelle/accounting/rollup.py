@@ -5,14 +5,16 @@ to yesterday. A step adds up the next rows and moves the watermark (the last row
 that is cut leaves nothing, and no row counts twice. Several processes may try at once; one works, the others go home.
 
 The order of inserts is the rowid on SQLite, where writers take turns. On PostgreSQL it is ``usage.seq``, which is given
-out before the commit: a smaller number may become visible after a larger one. So first the table is locked against
-writers, for the moment it takes to see that none of them is under way; what is there then is complete.
+out before the commit: a smaller number may become visible after a larger one. A transaction that was given a number
+holds a writer's lock on the table, since before that and until its end. So when all who held that lock have ended, what
+is there is complete. Nobody is locked out for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from sqlalchemy import BigInteger, case, cast, func, literal, literal_column, select, text
@@ -29,6 +31,13 @@ PAUSE_S = 0.1
 MARK = "usage_rollups"
 """The watermark's name."""
 
+WRITERS_TIMEOUT_S = 2.0
+"""How long a roll-up waits for the writers there are."""
+_LAST_NUMBER = text("SELECT pg_sequence_last_value(pg_get_serial_sequence('usage', 'seq')::regclass)")
+_WRITERS = text(
+    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted "
+    "AND relation = 'usage'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 _POSTGRES_LOCK = 0x7061735F726F6C
 """The advisory lock of roll-ups: "pas_rol" in ASCII."""
 _MOST = {"prompt_tokens": 10**12, "cached_tokens": 10**12, "completion_tokens": 10**12, "cost_nano": 10**15}
@@ -122,18 +131,25 @@ class Rollup:
 
     async def _complete_to(self) -> int | None:
         """Returns the position up to which no row is still to come; None when nothing is new."""
-        newest = select(func.max(position(self._database))).select_from(usage)
         async with self._database.read() as connection:
-            after = await connection.scalar(select(mark(self._database))) or 0
-            found = await connection.scalar(newest)
-        if found is None or found <= after:
+            after = await connection.scalar(select(mark(self._database)))
+            if self._database.is_sqlite:
+                newest = await connection.scalar(select(func.max(position(self._database))).select_from(usage))
+                writing: set[str] = set()
+            else:
+                newest = await connection.scalar(_LAST_NUMBER)  # before the writers are looked at, not after
+                writing = set((await connection.execute(_WRITERS)).scalars())
+        if newest is None or after is None or newest <= after:
             return None
-        if not self._database.is_sqlite:
-            async with self._database.write() as connection:
-                await connection.execute(text("SET LOCAL lock_timeout = 2000"))  # ms
-                await connection.execute(text("LOCK TABLE usage IN SHARE MODE"))
-                found = await connection.scalar(newest)
-        return found
+        deadline_s = time.monotonic() + WRITERS_TIMEOUT_S
+        while writing:
+            if time.monotonic() > deadline_s:
+                _log.warning("usage is added up later: a transaction that writes it does not end")
+                return None
+            await asyncio.sleep(0.01)
+            async with self._database.read() as connection:
+                writing &= set((await connection.execute(_WRITERS)).scalars())
+        return newest
 
     async def _step(self, end: int) -> int:
         """Adds up the next rows, at most to position ``end``; returns how many."""
