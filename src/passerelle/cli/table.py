@@ -13,6 +13,9 @@ from rich.text import Text
 
 from passerelle.cli.duration import show_moment
 
+_BOUNDS = ("models", "services", "networks")
+"""Where nothing said means everything."""
+
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints rows under their columns, as wide as the terminal, or 200 characters without one."""
@@ -34,6 +37,8 @@ def print_fields(fields: Mapping[str, Any], as_json: bool) -> None:
         return
     for name, value in fields.items():
         shown = show_moment(value) if name.endswith("_ms") else words(value)
+        if value is None and name in _BOUNDS:
+            shown = "all"
         print(f"{name.removesuffix('_ms').replace('_', ' '):<14}{shown}")
 
 

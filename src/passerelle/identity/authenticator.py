@@ -97,8 +97,16 @@ class _Memory:
                 del self.digests[entry.principal.key_id]
 
     def drop_below(self, changes: Changes) -> None:
-        """Forgets the keys of users, projects and organisations that changed."""
-        for digest in [digest for digest, entry in self.entries.items() if changes.touch(entry.principal)]:
+        """Forgets the keys of users, projects and organisations that changed; one quick pass over all of them."""
+        users, organisations, projects = changes.users, changes.organisations, changes.projects
+        below = [
+            digest
+            for digest, entry in self.entries.items()
+            if (principal := entry.principal).user in users
+            or principal.organisation in organisations
+            or (projects and (principal.organisation, principal.project) in projects)
+        ]
+        for digest in below:
             self.drop_digest(digest)
 
     def clear(self) -> None:

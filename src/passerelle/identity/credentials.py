@@ -68,14 +68,6 @@ class Changes:
     """(organisation, project)."""
     organisations: frozenset[str] = frozenset()
 
-    def touch(self, principal: Principal) -> bool:
-        """Whether a principal was built from something of these, beside the key itself."""
-        return (
-            principal.user in self.users
-            or principal.organisation in self.organisations
-            or (principal.organisation, principal.project) in self.projects
-        )
-
     @property
     def above(self) -> bool:
         """Whether anything beside keys changed."""
@@ -89,16 +81,16 @@ class Credentials:
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
+        self._query = (
+            with_all_above(key_secrets.c.digest, key_secrets.c.expires_at_ms.label("secret_expires_at_ms"))
+            .join(key_secrets, key_secrets.c.key_id == keys.c.id)
+            .where(key_secrets.c.public_id == bindparam("public_id"))
+        )
 
     async def look_up(self, public_id: str) -> Credential | None:
         """Returns what a public id leads to, in one query; None when nothing. It does not say that the key is valid."""
-        query = (
-            with_all_above(key_secrets.c.digest, key_secrets.c.expires_at_ms.label("secret_expires_at_ms"))
-            .join(key_secrets, key_secrets.c.key_id == keys.c.id)
-            .where(key_secrets.c.public_id == public_id)
-        )
         async with self._database.read() as connection:
-            row = (await connection.execute(query)).mappings().first()
+            row = (await connection.execute(self._query, {"public_id": public_id})).mappings().first()
         if row is None:
             return None
         ends = [end for end in (row["expires_at_ms"], row["secret_expires_at_ms"]) if end is not None]

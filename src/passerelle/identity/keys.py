@@ -30,6 +30,9 @@ from passerelle.identity.token import mint, parse
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import key_secrets, keys, organisations, projects, users
 
+_AT_ONCE = 500
+"""How many keys one statement names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -465,12 +468,10 @@ async def end_keys_of_user(
         or (beyond is not None and not known_scopes(row.scopes) <= beyond)
         or (outside is not None and row.project != outside)
     ]
-    for key_id in ending:
-        await connection.execute(
-            update(keys)
-            .where(keys.c.id == key_id)
-            .values(revoked_at_ms=now_ms, changed=changed, version=keys.c.version + 1)
-        )
+    ended = {"revoked_at_ms": now_ms, "changed": changed, "version": keys.c.version + 1}
+    for start in range(0, len(ending), _AT_ONCE):
+        some = ending[start : start + _AT_ONCE]
+        await connection.execute(update(keys).where(keys.c.id.in_(some)).values(**ended))
     return len(ending)
 
 

@@ -111,6 +111,8 @@ keys = Table(
     Column("version", Integer, nullable=False, server_default="1"),
     Index("ix_keys_changed", "changed"),
     Index("ix_keys_organisation_project", "organisation", "project"),
+    Index("ix_keys_organisation_created_at_ms_id", "organisation", "created_at_ms", "id"),
+    Index("ix_keys_user_id", "user_id"),
 )
 
 key_secrets = Table(

@@ -236,6 +236,8 @@ def _keys() -> None:
     op.add_column("keys", sa.Column("services", sa.JSON(none_as_null=True)))
     op.add_column("keys", sa.Column("networks", sa.JSON(none_as_null=True)))
     op.add_column("keys", sa.Column("version", sa.Integer(), server_default="1", nullable=False))
+    op.create_index("ix_keys_organisation_created_at_ms_id", "keys", ["organisation", "created_at_ms", "id"])
+    op.create_index("ix_keys_user_id", "keys", ["user_id"])
 
 
 def _first_rows() -> None:
