@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jwt
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import Select, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated, Unavailable
@@ -267,17 +267,25 @@ class Accounts:
             )
 
     async def record_failure(self, login: str, why: str, address: str | None, request_id: str | None) -> None:
-        """Writes into the audit log that a sign-in failed; in the log of the person's organisation if there is one."""
+        """Writes into the audit log that a sign-in failed; in the log of the person's organisation if there is one.
+
+        What was typed for nobody's name is kept as a digest: now and then it is a password.
+        """
         account = await self.look_up(login)
+        after = {"why": why}
+        if account is None:
+            after["typed_sha256"] = hashlib.sha256(login.encode("utf-8", "replace")).hexdigest()[:16]
         async with self._database.write() as connection:
             await append(
                 connection,
-                Actor("user", account.id if account else "unknown", login[:100], address, request_id),
+                account.actor(address, request_id)
+                if account
+                else Actor("user", "unknown", "unknown", address, request_id),
                 action="sign_in.failed",
                 organisation=account.organisation if account else EVERYWHERE,
                 subject_kind="user",
                 subject_id=account.id if account else "unknown",
-                after={"why": why},
+                after=after,
             )
 
     async def look_up(self, login: str) -> Account | None:
@@ -289,7 +297,9 @@ class Accounts:
         if not text or "\0" in text or len(text) > 320:
             text = ""
         named = (users.c.email == text.lower()) | (users.c.name == text)
-        query = _query().where(named, users.c.kind == "person").limit(3)
+        # The address first: however many people were given it as their name, it means who has it.
+        first = case((users.c.email == text.lower(), 0), else_=1)
+        query = _query().where(named, users.c.kind == "person").order_by(first).limit(3)
         async with self._database.read() as connection:
             found = [_account(dict(row)) for row in (await connection.execute(query)).mappings()]
         addressed = [account for account in found if account.email == text.lower()]

@@ -121,6 +121,30 @@ async def test_a_name_that_two_organisations_have_is_nobody(world: World) -> Non
     assert (await world.accounts.sign_in("ada@example.org", GOOD)).organisation == "default"
 
 
+async def test_an_address_means_who_has_it(world: World) -> None:
+    """However many people in other organisations have it as their name, it signs on its owner."""
+    made = await world.register()
+    async with world.database.write() as connection:
+        for number in range(5):
+            row = {"id": f"org_{number}", "name": f"o{number}", "created_at_ms": 1, "created_by": "test"}
+            await connection.execute(insert(organisations).values(**row, changed=0, version=1))
+            person = {"id": f"a{number}", "organisation": f"org_{number}", "kind": "person", "role": "owner"}
+            person |= {"name": "ada@example.org", "created_at_ms": 1, "created_by": "test", "changed": 0, "version": 1}
+            await connection.execute(insert(users).values(**person))
+    assert (await world.accounts.sign_in("ada@example.org", GOOD)).id == made.id
+
+
+async def test_what_was_typed_for_a_name_is_not_kept(world: World) -> None:
+    """A password in the field of the name does not get into the audit log."""
+    ada = await world.register()
+    await world.accounts.record_failure(GOOD, "invalid_credentials", "10.0.0.1", "req_1")
+    await world.accounts.record_failure("ada", "invalid_credentials", "10.0.0.1", "req_1")
+    known, unknown, *_ = await AuditLog(world.database, None).page()
+    assert (known.actor.id, known.organisation) == (ada.id, "default")
+    assert (unknown.actor.id, unknown.organisation) == ("unknown", "*")
+    assert GOOD not in repr(unknown)
+
+
 @pytest.mark.parametrize("values", [{"disabled_at_ms": 1}, {"kind": "service"}])
 async def test_disabled_people_and_services_do_not_sign_on(world: World, values: dict[str, Any]) -> None:
     """Who was disabled is told so after the right password; a service account has no password to sign on with."""
