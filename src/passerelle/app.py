@@ -50,12 +50,15 @@ from passerelle.faces.jobs.access import stores
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.routes import Faces, direct_paths, routes
 from passerelle.faces.services.linto import LintoFace
 from passerelle.faces.services.sockets import LintoSockets
 from passerelle.faces.sockets import Origins, Presence
 from passerelle.faces.tgi.endpoints import TgiFace
+from passerelle.files.expiry import Expiry
+from passerelle.files.store import FileRules, FileStore
 from passerelle.gateway.admit import Admission, AdmissionRules
 from passerelle.gateway.attempt import Attempts
 from passerelle.gateway.context import ContextAdmission
@@ -226,6 +229,10 @@ class Passerelle:
             on_loaded=self._note_services,
         )
 
+        # What clients leave here
+        file_rules = FileRules(settings.files.max_file_bytes, settings.files.quota_bytes, settings.files.retain_s)
+        self.expiry = Expiry(self.database)
+
         self.metrics.before_expose = self._publish
         self.authenticator.on_revoked(self.gateway.end_calls_of)
         self.people.on_ended(self.gateway.end_calls_of)
@@ -266,6 +273,7 @@ class Passerelle:
                     docs=DocsFace(),
                     auth=self.people.face,
                     audit=AuditFace(self.database),
+                    files=FilesFace(lambda caller: FileStore.of(self.database, file_rules, caller)),
                     linto=LintoFace(self.workshop.holder, store_of, Extractor()),
                     linto_sockets=LintoSockets(
                         self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s
@@ -305,6 +313,7 @@ class Passerelle:
         if self.journal is not None:
             await self.journal.start()
         self.rollup.start()
+        self.expiry.start()
         if self.retention is not None:
             self.retention.start()
         self.verdicts.start()
@@ -347,6 +356,7 @@ class Passerelle:
         await self.limits.aclose()
         if self.retention is not None:
             await self.retention.aclose()
+        await self.expiry.aclose()
         await self.rollup.aclose()
         await self.ledger.aclose()
         if self.journal is not None:

@@ -343,6 +343,33 @@ class OpeaSection(Section, frozen=True, kw_only=True):
     ] = "opea"
 
 
+class FilesSection(Section, frozen=True, kw_only=True):
+    """Files that clients upload, and what batches make of them."""
+
+    max_file_bytes: Annotated[
+        int, Meta(ge=1024, le=4_294_967_296, description="Larger uploads get 413.", extra=BYTES)
+    ] = 200 * 1024 * 1024
+    quota_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=2**50, description="All files of one organisation; more get 429.", extra=BYTES),
+    ] = 10 * 1024**3
+    retain_s: Annotated[
+        float,
+        Meta(
+            ge=3600,
+            le=315_360_000,
+            description="Files of batches are kept this long, unless their upload says else.",
+            extra=SECONDS,
+        ),
+    ] = 30 * 86_400.0
+
+
+class ResponsesSection(Section, frozen=True, kw_only=True):
+    """Answers of `/v1/responses` that are kept."""
+
+    retain_s: Annotated[float, Meta(ge=60, le=315_360_000, description="How long.", extra=SECONDS)] = 30 * 86_400.0
+
+
 class JobsSection(Section, frozen=True, kw_only=True):
     """Work that outlives the request that asked for it."""
 
@@ -425,6 +452,12 @@ class Keys(Section, frozen=True, kw_only=True):
         ServicesSection, Meta(description="Where declarative services are, and how they call models.")
     ] = ServicesSection()
     opea: Annotated[OpeaSection, Meta(description="The OPEA dialect.")] = OpeaSection()
+    files: Annotated[FilesSection, Meta(description="Files that clients upload, and what batches make of them.")] = (
+        FilesSection()
+    )
+    responses: Annotated[ResponsesSection, Meta(description="Answers of `/v1/responses` that are kept.")] = (
+        ResponsesSection()
+    )
     jobs: Annotated[JobsSection, Meta(description="Work that outlives the request that asked for it.")] = JobsSection()
     logging: Annotated[LoggingSection, Meta(description="What is logged, and where to.")] = LoggingSection()
 

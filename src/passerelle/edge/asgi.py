@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from passerelle.domain.client import Headers
@@ -144,23 +144,25 @@ class AsgiExchange:
         self._max_body_bytes = max_body_bytes
 
     async def body(self) -> bytes:
+        return b"".join([piece async for piece in self.pieces(self._max_body_bytes)])
+
+    async def pieces(self, max_body_bytes: int) -> AsyncIterator[bytes]:
         refuse_compressed(self.headers)
         length = header(self.headers, b"content-length")
-        if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
-            raise too_large(self._max_body_bytes)
-        chunks: list[bytes] = []
+        if length is not None and length.isdigit() and int(length) > max_body_bytes:
+            raise too_large(max_body_bytes)
         size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._max_body_bytes:
-                raise too_large(self._max_body_bytes)
-            chunks.append(chunk)
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > max_body_bytes:
+                raise too_large(max_body_bytes)
+            yield piece
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return
 
 
 def too_large(max_body_bytes: int) -> PayloadTooLarge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from passerelle.domain.client import Client, Headers
@@ -30,6 +31,12 @@ class Exchange(Protocol):
         """Returns the whole request body.
 
         Raises PayloadTooLarge, UnsupportedMedia (a compressed body) or ClientGone.
+        """
+
+    def pieces(self, max_body_bytes: int) -> AsyncIterator[bytes]:
+        """Yields the request body as it arrives, in place of ``body``, for bodies too large to be whole.
+
+        Raises what ``body`` raises.
         """
 
 

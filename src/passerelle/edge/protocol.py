@@ -14,7 +14,7 @@ import asyncio
 import http
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -224,6 +224,13 @@ class DirectExchange:
             raise ClientGone
         pieces, self._body = self._body, []  # a second copy would stay as long as the answer
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def pieces(self, max_body_bytes: int) -> AsyncIterator[bytes]:
+        """As `Exchange.pieces`: in one, as the bodies of the direct path are small."""
+        body = await self.body()
+        if len(body) > max_body_bytes:
+            raise too_large(max_body_bytes)
+        yield body
 
     # Client
 

@@ -7,7 +7,7 @@ there is more than one message each way.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from passerelle.domain.client import Headers
@@ -133,6 +133,11 @@ class SocketExchange:
     async def body(self) -> bytes:
         """A handshake has none."""
         return b""
+
+    async def pieces(self, max_body_bytes: int) -> AsyncIterator[bytes]:
+        """A handshake has none."""
+        return
+        yield b""
 
     async def finish(self) -> None:
         """Closes what an endpoint left open: it failed."""

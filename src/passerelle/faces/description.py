@@ -24,6 +24,7 @@ from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.auth_wire import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.opea.described import OPEA
+from passerelle.faces.openai.files import FILES
 from passerelle.faces.rerank.described import RERANK
 from passerelle.faces.services.described import SERVICES
 from passerelle.faces.tgi.described import TGI
@@ -164,6 +165,7 @@ DESCRIBED: tuple[Described, ...] = (
     *KEYS,
     *LIMITS,
     *PRICES,
+    *FILES,
     *ANTHROPIC,
     *OPEA,
     *TGI,

@@ -24,6 +24,7 @@ from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
+from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.services import linto
 from passerelle.faces.services.linto import LintoFace
@@ -58,6 +59,7 @@ class Faces:
     audit: AuditFace
     linto: LintoFace
     linto_sockets: LintoSockets
+    files: FilesFace
 
 
 def routes(faces: Faces) -> list[Route]:
@@ -79,6 +81,7 @@ def routes(faces: Faces) -> list[Route]:
         *_identity(faces),
         *_limits(faces),
         *_linto(faces),
+        *_kept(faces),
     ]
     for prefix in ("/v1", ""):
         table += [
@@ -186,6 +189,18 @@ def _linto(faces: Faces) -> list[Route]:
         Route("GET", "/results/{id}", do, face.results, render),
         Route(WEBSOCKET, "/ws/results", do, sockets.many, render),
         Route(WEBSOCKET, "/ws/results/{id}", do, sockets.one, render),
+    ]
+
+
+def _kept(faces: Faces) -> list[Route]:
+    """What clients of OpenAI's API leave here."""
+    files, do = faces.files, Scope.INFERENCE
+    return [
+        Route("POST", "/v1/files", do, files.create),
+        Route("GET", "/v1/files", do, files.list),
+        Route("GET", "/v1/files/{file_id}", do, files.show),
+        Route("GET", "/v1/files/{file_id}/content", do, files.content),
+        Route("DELETE", "/v1/files/{file_id}", do, files.delete),
     ]
 
 

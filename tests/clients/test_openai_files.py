@@ -1,0 +1,56 @@
+"""The official Python client's files and batches against a running Passerelle with its embedded models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    """A client as the documentation shows it."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
+        yield client
+
+
+def test_a_file_is_kept_listed_read_and_deleted(client: openai.OpenAI) -> None:
+    """What is uploaded comes back byte for byte, with its name and life; once deleted it is not found."""
+    data = bytes(range(256)) * 10_000
+    life: Any = {"anchor": "created_at", "seconds": 3600}
+    made = client.files.create(file=("../été.bin", data), purpose="user_data", expires_after=life)
+    assert (made.bytes, made.filename, made.purpose) == (len(data), "été.bin", "user_data")
+    assert made.expires_at == made.created_at + 3600
+    assert client.files.content(made.id).read() == data
+    assert client.files.retrieve(made.id) == made
+    assert made in list(client.files.list(purpose="user_data"))
+    assert made not in list(client.files.list(purpose="batch"))
+    assert client.files.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(made.id)
+
+
+def test_wrong_uploads_say_what_is_wrong(client: openai.OpenAI) -> None:
+    """A purpose that is none and a life that is too short name their field."""
+    wrong: Any
+    for wrong in ({"purpose": "fine-tune"}, {"purpose": "batch_output"}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.files.create(file=("a", b"x"), **wrong)
+        assert refused.value.param == "purpose"
+    life: Any = {"anchor": "created_at", "seconds": 5}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.create(file=("a", b"x"), purpose="user_data", expires_after=life)
+    assert refused.value.param == "expires_after.seconds"
+
+
+def test_pages_of_files(client: openai.OpenAI) -> None:
+    """The client goes through pages by itself."""
+    made = [client.files.create(file=(f"{n}", b"x"), purpose="user_data").id for n in range(3)]
+    seen = [each.id for each in client.files.list(limit=2, order="asc", purpose="user_data")]
+    assert [each for each in seen if each in made] == made
+    for each in made:
+        client.files.delete(each)
