@@ -8,7 +8,7 @@ from passerelle.domain.client import Headers
 from passerelle.domain.errors import PasserelleError
 
 
-class Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True, gc=False):
     """What a call may use at most. ``at_ms`` is its arrival since the epoch, which decides the price.
 
     ``answer_tokens`` are those of all choices together; it may be lowered down to ``least_answer_tokens``.
@@ -21,7 +21,7 @@ class Order(msgspec.Struct, frozen=True):
     least_answer_tokens: int
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """The call may go on. ``hold`` is to be settled when it has ended; ``headers`` belong to its answer.
 
     ``answer_tokens`` is what was set aside for the answer.
@@ -32,14 +32,14 @@ class Grant(msgspec.Struct, frozen=True):
     headers: Headers
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, gc=False):
     """The call may not go on. ``estimate_matters`` when a closer count of its tokens could change that."""
 
     error: PasserelleError
     estimate_matters: bool = False
 
 
-class Spent(msgspec.Struct, frozen=True):
+class Spent(msgspec.Struct, frozen=True, gc=False):
     """What a call used in the end. ``request`` is 0 when the call does not count as one."""
 
     request: int

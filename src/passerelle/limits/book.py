@@ -14,6 +14,11 @@ _MEMO = 16_384
 """Callers and models whose plan is remembered."""
 _UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
 _Subject = tuple[SubjectKind, str, str]
+HEADERS = (
+    (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
+    (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+)
+"""What answers tell of the tightest limit on requests, and on tokens: its value, what remains, when it begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Plan:
     """Some limit counts tokens or cost."""
     shown: tuple[tuple[int, ...], tuple[int, ...]]
     soft: tuple[int, ...]
+    single: tuple[tuple[int, LimitRule, tuple[bytes, bytes], bytes, bytes], ...] | None
+    """Where there is one rule at most to show of each kind: its place, itself, its first header, the others' names."""
 
     @classmethod
     def of(cls, rules: Iterable[LimitRule]) -> Plan:
@@ -40,16 +47,23 @@ class Plan:
         ordered = tuple(sorted(rules, key=lambda rule: (not rule.hard, not rule.is_budget, rule.id)))
         units = tuple(_UNITS[rule.measure] for rule in ordered)
         places = range(len(ordered))
+        shown = (
+            tuple(at for at in places if units[at] == 0 and ordered[at].hard),
+            tuple(at for at in places if units[at] == 1 and ordered[at].hard),
+        )
+        single = [
+            (found[0], ordered[found[0]], (names[0], b"%d" % ordered[found[0]].value), names[1], names[2])
+            for found, names in zip(shown, HEADERS, strict=True)
+            if found
+        ]
         return cls(
             ordered,
             units,
             bounds_answers=any(rule.hard and unit in (1, 2) for rule, unit in zip(ordered, units, strict=True)),
             counts_tokens=1 in units or 2 in units,
-            shown=(
-                tuple(at for at in places if units[at] == 0 and ordered[at].hard),
-                tuple(at for at in places if units[at] == 1 and ordered[at].hard),
-            ),
+            shown=shown,
             soft=tuple(at for at in places if not ordered[at].hard),
+            single=tuple(single) if max(map(len, shown)) <= 1 else None,
         )
 
     def amounts(self, tokens: int, cost_nano: int) -> list[int]:

@@ -19,7 +19,7 @@ Windows = Mapping[Period, Window]
 """The present window of each period."""
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """What one call took: an amount of each rule, in the window that began at ``starts``. ``holder`` tells who counts
     it, for those who keep several books."""
 
@@ -29,7 +29,7 @@ class Hold(msgspec.Struct, frozen=True):
     holder: str = ""
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """How taking went. ``used`` is of each rule: with this call's amount when it passed, without when it did not.
 
     ``refused`` is the index of the first hard rule that has no room, None when the call passed.

@@ -10,7 +10,7 @@ from passerelle.domain.client import Headers
 from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
 from passerelle.domain.limit import Grant, Order, Refusal, Spent
 from passerelle.domain.principal import Principal
-from passerelle.limits.book import Book, Plan
+from passerelle.limits.book import HEADERS, Book, Plan
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
 from passerelle.limits.price import Price, amount_text
 from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, SubjectKind, Window, duration
@@ -223,37 +223,35 @@ def _amounts(plan: Plan, order: Order, price: Price | None, used: Sequence[int])
     ``used`` is what is known of each rule; with it the answer is made to fit, as far as it may be.
     """
     prompt, answer = order.prompt_tokens, order.answer_tokens
-    for rule, amount in zip(plan.rules, used, strict=False):
-        if not rule.hard:
-            break
-        left = rule.value - amount
-        if rule.measure is Measure.TOKENS:
-            answer = min(answer, left - prompt)
-        elif rule.measure is Measure.COST and price is not None and price.output_micro:
-            answer = min(answer, (left - price.bound_nano(prompt, 0)) * 1000 // price.output_micro)
-    answer = max(answer, order.least_answer_tokens)
+    if used:
+        for rule, amount in zip(plan.rules, used, strict=True):
+            if not rule.hard:
+                break
+            left = rule.value - amount
+            if rule.measure is Measure.TOKENS:
+                answer = min(answer, left - prompt)
+            elif rule.measure is Measure.COST and price is not None and price.output_micro:
+                answer = min(answer, (left - price.bound_nano(prompt, 0)) * 1000 // price.output_micro)
+        answer = max(answer, order.least_answer_tokens)
     cost_nano = 0 if price is None else price.bound_nano(prompt, answer)
     return answer, plan.amounts(prompt + answer, cost_nano)
-
-
-_HEADERS = (
-    (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
-    (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
-)
 
 
 def _headers(plan: Plan, used: Sequence[int], resets: Mapping[Period, bytes]) -> Headers:
     """Returns the headers that tell the tightest of the hard limits on requests and on tokens: least remains of it."""
     headers: Headers = []
-    for places, (limit, remaining, reset) in zip(plan.shown, _HEADERS, strict=True):
-        if not places:
-            continue
-        rules = plan.rules
-        at = places[0] if len(places) == 1 else min(places, key=lambda place: rules[place].value - used[place])
-        rule = rules[at]
-        left = rule.value - used[at]
-        headers.append((limit, b"%d" % rule.value))
-        headers.append((remaining, b"%d" % (left if left > 0 else 0)))
-        if rule.period in resets:
-            headers.append((reset, resets[rule.period]))
+    if plan.single is not None:
+        for at, rule, limit, remaining, reset in plan.single:
+            left = rule.value - used[at]
+            headers += (limit, (remaining, b"%d" % left if left > 0 else b"0"))
+            if (text := resets.get(rule.period)) is not None:
+                headers.append((reset, text))
+        return headers
+    for places, names in zip(plan.shown, HEADERS, strict=True):
+        if places:
+            at = min(places, key=lambda place: plan.rules[place].value - used[place])
+            rule = plan.rules[at]
+            headers += ((names[0], b"%d" % rule.value), (names[1], b"%d" % max(0, rule.value - used[at])))
+            if (text := resets.get(rule.period)) is not None:
+                headers.append((names[2], text))
     return headers
