@@ -85,6 +85,11 @@ POST /v1/completions                               401 403 400 400 400 400
 POST /v1/embeddings                                401 403 400 400 400 400
 POST /v1/tokenize                                  401 403 400 400 400 400
 POST /v1/detokenize                                401 403 400 400 400 400
+POST /v2/rerank                                    401 403 400 400 400 400
+POST /v1/rerank                                    401 403 400 400 400 400
+POST /rerank                                       401 403 400 400 400 400
+POST /v1/score                                     401 403 400 400 400 400
+POST /score                                        401 403 400 400 400 400
 GET /models                                        401 403 200 200 200 200
 GET /models/{id:path}                              401 403 200 200 200 200
 POST /chat/completions                             401 403 400 400 400 400
@@ -94,11 +99,6 @@ POST /tokenize                                     401 403 400 400 400 400
 POST /detokenize                                   401 403 400 400 400 400
 POST /v1/messages                                  401 403 400 400 400 400
 POST /v1/messages/count_tokens                     401 403 400 400 400 400
-POST /v1/files                                     401 403 415 415 415 415
-GET /v1/files                                      401 403 200 200 200 200
-GET /v1/files/{file_id}                            401 403 200 404 200 404
-GET /v1/files/{file_id}/content                    401 403 200 404 200 404
-DELETE /v1/files/{file_id}                         401 403 200 404 200 404
 GET /v1/health_check                               200 200 200 200 200 200
 GET /v1/statistics                                 401 403 200 200 200 200
 POST /                                             401 403 422 422 422 422
@@ -211,18 +211,7 @@ class Realm:
         if name == "target":
             models = json.loads(self.ask("GET", "/admin/router", self.keys["operator"])[2])["models"]
             return str(models[0]["targets"][0]["id"])
-        if name == "file_id":
-            return self._file_id()
         return {"id": "far", "model": "far", "file": "swagger-ui.css", "route": "far"}[name]
-
-    def _file_id(self, text: str = "text") -> str:
-        lines = ["--cut", 'Content-Disposition: form-data; name="purpose"', "", "user_data"]
-        lines += ["--cut", 'Content-Disposition: form-data; name="file"; filename="f"', "", text, "--cut--", ""]
-        headers = {"content-type": "multipart/form-data; boundary=cut"}
-        headers["authorization"] = f"Bearer {self.keys['tenant admin']}"
-        self.connection.request("POST", "/v1/files", "\r\n".join(lines), headers)
-        with self.connection.getresponse() as answer:
-            return str(json.loads(answer.read())["id"])
 
     def as_seen(self, caller: str, path: str) -> str:
         """The operator says in which organisation they act."""
@@ -301,7 +290,7 @@ def test_both_carriers_of_a_key_are_held_to_the_same(realm: Realm, carrier: str)
     """A key without the scope is refused on every route, whichever header brings it (CVE-2026-45339)."""
     key = realm.keys["no scope"]
     value = f"Bearer {key}" if carrier == "authorization" else str(key)
-    held = [route for route in table() if isinstance(route.scope, Scope)]
+    held = [route for route in table() if isinstance(route.scope, Scope) and route.method != "WEBSOCKET"]
     assert held
     for route in held:
         path = re.sub(r"\{(\w+)(:path)?\}", r"\1", route.path)
