@@ -174,7 +174,7 @@ class Execution:
         """
         attempt = Attempt(claim, self._queue)
         self._attempts[attempt.key] = self._by_job[claim.id] = attempt
-        if self._keeper is None:
+        if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.create_task(self._keep_leases(), name="keep leases")
         try:
             try:
@@ -288,6 +288,8 @@ class Execution:
                         self._cancel(job_id)
             except StorageError as error:
                 _log.warning("leases could not be renewed: %s", error.message)
+            except Exception:  # noqa: BLE001 - a defect is logged, and the leases are kept
+                _log.exception("leases could not be renewed")
             self._give_up_expired(loop.time() - rules.lease_s)
         self._keeper = None
 

@@ -101,6 +101,14 @@ class LocalRunner:
             self._woken.set_result(None)
 
     async def _claim_on(self) -> None:
+        while not self._stopping:
+            try:
+                await self._claim_until_stopped()
+            except Exception:  # noqa: BLE001 - a defect is logged, and jobs are claimed
+                _log.exception("jobs could not be claimed")
+                await self._sleep(IDLE_LOOK_S[1])
+
+    async def _claim_until_stopped(self) -> None:
         look_s = IDLE_LOOK_S[0]
         while not self._stopping:
             if self._may_be_more and self._busy < self._concurrency:
@@ -178,4 +186,6 @@ class Upkeep:
                     await self._queue.sweep()
             except StorageError as error:
                 _log.warning("jobs could not be looked after: %s", error.message)
+            except Exception:  # noqa: BLE001 - a defect is logged, and the others are looked after
+                _log.exception("jobs could not be looked after")
             await asyncio.sleep(rules.reap_s)

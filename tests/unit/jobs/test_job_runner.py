@@ -11,7 +11,7 @@ from tests.harness.jobworker import PRINCIPAL
 
 from passerelle.jobs import runner as runners
 from passerelle.jobs.context import JobContext, Kind, Kinds, TryAgain
-from passerelle.jobs.job import JobState, NewJob
+from passerelle.jobs.job import Claim, JobState, NewJob
 from passerelle.jobs.queue import JobQueue
 from passerelle.jobs.runner import LocalRunner
 from passerelle.jobs.store import JobStore
@@ -87,3 +87,27 @@ async def test_it_runs_as_many_as_it_may(store: JobStore, queue: JobQueue) -> No
     await runner.stop(0)
     assert most == 2
     assert {(await store.get(one.id)).state for one in accepted} == {JobState.SUCCEEDED}
+
+
+async def test_a_defect_in_claiming_does_not_end_it(
+    store: JobStore, queue: JobQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that nobody thought of is logged, and the next jobs are claimed."""
+    monkeypatch.setattr(runners, "IDLE_LOOK_S", (0.01, 0.05))
+    claim, broken = queue.claim, True
+
+    async def sometimes(worker: str, count: int) -> list[Claim]:
+        nonlocal broken
+        if broken:
+            broken = False
+            raise ZeroDivisionError
+        return await claim(worker, count)
+
+    monkeypatch.setattr(queue, "claim", sometimes)
+    runner = LocalRunner(queue, Kinds([Kind("nothing", nothing)]), concurrency=2)
+    await runner.start()
+    accepted = await store.submit(NewJob(kind="nothing"))
+    async with asyncio.timeout(20):
+        await queue.events.last(accepted.id)
+    await runner.stop(0)
+    assert "jobs could not be claimed" in caplog.text
