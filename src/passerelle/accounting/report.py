@@ -1,8 +1,8 @@
 """What was used: added up by whatever is asked, and row by row. The numbers behind ``/admin/usage``.
 
 A report answers from the roll-ups where the asked time holds whole days and hours, and from the usage rows for what is
-left: the edges of that time, and the calls written since the last roll-up. It is one statement, so that it sees one
-state: a call counts once, whether it has been added up or not. Where the rows of an edge have been deleted
+left: the edges of that time, and the calls written since the last roll-up. It reads one state of the database: a call
+counts once, whether it has been added up or not. Where the rows of an edge have been deleted
 (`passerelle.accounting.retention`), the whole hour counts.
 """
 
@@ -142,7 +142,8 @@ class UsageReport:
         """
         groups = [*by, *([] if bucket is None else [bucket])]
         async with self._database.read() as connection:
-            query = self._query(groups, await _aligned(connection, where))
+            added_up = await connection.scalar(select(mark(self._database)))
+            query = self._query(groups, await _aligned(connection, where), position(self._database) > added_up)
             if after is not None:
                 query = query.having(tuple_(*query.selected_columns[: len(by)]) > tuple_(*map(literal, after)))
             rows = (await connection.execute(query.limit(limit))).all()
@@ -183,16 +184,18 @@ class UsageReport:
                 return
             place = RowPlace(page[-1]["at_ms"], page[-1]["id"])
 
-    def _query(self, groups: Sequence[Grouping], where: UsageFilter) -> Select[Any]:
+    def _query(self, groups: Sequence[Grouping], where: UsageFilter, is_fresh: ColumnElement[bool]) -> Select[Any]:
         labels = [f"g{number}" for number in range(len(groups))]
-        everything = union_all(*self._parts(groups, labels, where)).subquery()
+        everything = union_all(*self._parts(groups, labels, where, is_fresh)).subquery()
         columns = everything.c
         failed = func.sum(case((columns.outcome.in_(_WELL), 0), else_=columns.calls))
         sums = [func.sum(columns[name]).label(name) for name in SUMS]
         keys = [columns[label] for label in labels]
         return select(*keys, failed.label("failed"), *sums).group_by(*keys).order_by(*keys)
 
-    def _parts(self, groups: Sequence[Grouping], labels: list[str], where: UsageFilter) -> list[Select[Any]]:
+    def _parts(
+        self, groups: Sequence[Grouping], labels: list[str], where: UsageFilter, is_fresh: ColumnElement[bool]
+    ) -> list[Select[Any]]:
         """Where the numbers come from: whole days, whole hours, the rest of the time, and what is not added up yet."""
         since_ms, until_ms = where.since_ms, where.until_ms
         first_ms = -(-since_ms // HOUR_MS) * HOUR_MS
@@ -217,8 +220,7 @@ class UsageReport:
             parts.append(raw(*_between(usage, since_ms, first_ms)))
         if end_ms is not None and until_ms is not None and end_ms < until_ms:
             parts.append(raw(*_between(usage, end_ms, until_ms)))
-        fresh = position(self._database) > mark(self._database)
-        parts.append(raw(fresh, *_between(usage, first_ms, end_ms, indexed=False), indexed=False))
+        parts.append(raw(is_fresh, *_between(usage, first_ms, end_ms, indexed=False), indexed=False))
         day_ms = -(-first_ms // DAY_MS) * DAY_MS
         last_ms = None if end_ms is None else end_ms // DAY_MS * DAY_MS
         if Grouping.HOUR in groups or (last_ms is not None and day_ms >= last_ms):

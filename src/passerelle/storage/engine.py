@@ -83,6 +83,8 @@ class Database:
         self.tenant = tenant
         self.is_sqlite = engine.dialect.name == "sqlite"
         self._reader = engine.execution_options(**{_TENANT_OPTION: tenant})
+        if not self.is_sqlite:  # there a transaction sees one state by itself
+            self._reader = self._reader.execution_options(isolation_level="REPEATABLE READ")
         self._writer = engine.execution_options(**{_TENANT_OPTION: tenant, _WRITE_OPTION: True})
         self._driver_errors = _driver_errors(self.is_sqlite)
 
