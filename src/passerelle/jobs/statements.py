@@ -110,6 +110,7 @@ class Statements:
         self.find_submitted = self._find_submitted()
         self.add_events = self._add_events()
         self.claim = self._claim()
+        self.claim_in_turn = None if is_sqlite else _claim_in_turn()
         self.settle = self._settle(RUNNING)
         self.expire = self._settle(QUEUED)
         self.renew = self._renew()
@@ -354,6 +355,19 @@ SETTLED: _Columns = (
     ("result_version", Integer()),
 )
 """The columns of a row of `Statements.settle` and `Statements.expire`, in order."""
+
+
+_CLAIM_LOCK = 0x7061735F6A6F62
+"""The advisory lock of claims: "pas_job" in ASCII."""
+
+
+def _claim_in_turn() -> Select[Any]:
+    """Makes claims on PostgreSQL follow one another while jobs wait whose key has a limit.
+
+    Two claims at the same moment would each not see what the other takes, and exceed it together.
+    """
+    limited = select(jobs.c.id).where(jobs.c.state == QUEUED, jobs.c.max_running.is_not(None)).limit(1)
+    return select(func.pg_advisory_xact_lock(literal_column(str(_CLAIM_LOCK)))).select_from(limited.subquery())
 
 
 def _lost_leases() -> Select[Any]:

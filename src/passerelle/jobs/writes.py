@@ -289,6 +289,8 @@ class Writes:
     ) -> Sequence[list[Claim] | Exception]:
         answers: list[list[Claim]] = []
         events: list[tuple[str, int, str, str]] = []
+        if self._statements.claim_in_turn is not None:
+            await connection.execute(self._statements.claim_in_turn)
         for item in items:
             parameters = {"worker_name": item.worker, "lease_ms": item.lease_ms, "count": item.count}
             rows = (await connection.execute(self._statements.claim, parameters)).all()

@@ -78,6 +78,17 @@ async def test_a_key_runs_no_more_than_it_may(queue: JobQueue) -> None:
     assert len(await queue.claim("w", 5)) == 1
 
 
+async def test_the_limit_of_a_key_holds_among_processes(queue: JobQueue) -> None:
+    """Eight workers that claim at the same moment get no more of a key's jobs between them than it may run."""
+    bounded = queue.store(Principal("bounded", "b"))
+    await asyncio.gather(*(bounded.submit(NewJob(kind="t", max_running=2)) for _ in range(20)))
+    others = [JobQueue(queue.database) for _ in range(8)]
+    claims = await asyncio.gather(*(one.claim("w", 3) for one in others))
+    assert sum(len(taken) for taken in claims) == 2
+    for one in others:
+        await one.aclose()
+
+
 async def test_a_delayed_job_waits(store: JobStore, queue: JobQueue) -> None:
     """Nothing is claimed before its time, and a queue of such jobs has nothing due."""
     await store.submit(NewJob(kind="t", delay_s=3600))
@@ -213,7 +224,10 @@ async def test_old_jobs_are_swept(store: JobStore, queue: JobQueue) -> None:
 
 
 async def test_the_claim_is_one_statement(store: JobStore, queue: JobQueue, database: Database) -> None:
-    """A claim is a single UPDATE … RETURNING, with SKIP LOCKED where there are row locks; events follow it."""
+    """A claim is a single UPDATE … RETURNING, with SKIP LOCKED where there are row locks; events follow it.
+
+    Before it, PostgreSQL is asked whether claims have to follow one another.
+    """
     from sqlalchemy import event
 
     await store.submit(NewJob(kind="t"))
@@ -223,7 +237,8 @@ async def test_the_claim_is_one_statement(store: JobStore, queue: JobQueue, data
     claims = [s for s in statements if "UPDATE jobs" in s]
     assert len(claims) == 1 and "RETURNING" in claims[0]
     assert ("SKIP LOCKED" in claims[0]) == (not database.is_sqlite)
-    assert not [s for s in statements if s.lstrip().startswith("SELECT") and "FROM jobs" in s]
+    others = [s for s in statements if s.lstrip().startswith("SELECT") and "FROM jobs" in s]
+    assert ["pg_advisory_xact_lock" in s for s in others] == ([] if database.is_sqlite else [True])
 
 
 async def test_claims_use_the_index(queue: JobQueue, store: JobStore) -> None:
