@@ -99,6 +99,11 @@ POST /tokenize                                     401 403 400 400 400 400
 POST /detokenize                                   401 403 400 400 400 400
 POST /v1/messages                                  401 403 400 400 400 400
 POST /v1/messages/count_tokens                     401 403 400 400 400 400
+POST /v1/files                                     401 403 415 415 415 415
+GET /v1/files                                      401 403 200 200 200 200
+GET /v1/files/{file_id}                            401 403 200 404 200 404
+GET /v1/files/{file_id}/content                    401 403 200 404 200 404
+DELETE /v1/files/{file_id}                         401 403 200 404 200 404
 GET /v1/health_check                               200 200 200 200 200 200
 GET /v1/statistics                                 401 403 200 200 200 200
 POST /                                             401 403 422 422 422 422
@@ -211,7 +216,18 @@ class Realm:
         if name == "target":
             models = json.loads(self.ask("GET", "/admin/router", self.keys["operator"])[2])["models"]
             return str(models[0]["targets"][0]["id"])
+        if name == "file_id":
+            return self._file_id()
         return {"id": "far", "model": "far", "file": "swagger-ui.css", "route": "far"}[name]
+
+    def _file_id(self, text: str = "text") -> str:
+        lines = ["--cut", 'Content-Disposition: form-data; name="purpose"', "", "user_data"]
+        lines += ["--cut", 'Content-Disposition: form-data; name="file"; filename="f"', "", text, "--cut--", ""]
+        headers = {"content-type": "multipart/form-data; boundary=cut"}
+        headers["authorization"] = f"Bearer {self.keys['tenant admin']}"
+        self.connection.request("POST", "/v1/files", "\r\n".join(lines), headers)
+        with self.connection.getresponse() as answer:
+            return str(json.loads(answer.read())["id"])
 
     def as_seen(self, caller: str, path: str) -> str:
         """The operator says in which organisation they act."""
