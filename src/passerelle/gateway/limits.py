@@ -150,7 +150,8 @@ class Reservations:
             )
         hold, call.hold = call.hold, None
         if hold is not None:
-            counted = call.outcome not in REFUNDED
+            outcome = call.outcome
+            counted = outcome is Outcome.OK or outcome not in REFUNDED
             tokens = usage.prompt_tokens + usage.completion_tokens
             self._limits.settle(hold, Spent(int(counted), tokens, call.cost_nano))
 

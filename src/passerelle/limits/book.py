@@ -12,7 +12,8 @@ from passerelle.limits.rule import EVERYWHERE, LimitRule, Measure, SubjectKind
 
 _MEMO = 16_384
 """Callers and models whose plan is remembered."""
-_UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
+UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
+"""Which a limit takes of (request, tokens, cost, call under way)."""
 _Subject = tuple[SubjectKind, str, str]
 HEADERS = (
     (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
@@ -45,7 +46,7 @@ class Plan:
     def of(cls, rules: Iterable[LimitRule]) -> Plan:
         """Returns the plan of some rules."""
         ordered = tuple(sorted(rules, key=lambda rule: (not rule.hard, not rule.is_budget, rule.id)))
-        units = tuple(_UNITS[rule.measure] for rule in ordered)
+        units = tuple(UNITS[rule.measure] for rule in ordered)
         places = range(len(ordered))
         shown = (
             tuple(at for at in places if units[at] == 0 and ordered[at].hard),

@@ -10,7 +10,7 @@ from passerelle.domain.client import Headers
 from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
 from passerelle.domain.limit import Grant, Order, Refusal, Spent
 from passerelle.domain.principal import Principal
-from passerelle.limits.book import HEADERS, Book, Plan
+from passerelle.limits.book import HEADERS, UNITS, Book, Plan
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
 from passerelle.limits.price import Price, amount_text
 from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, SubjectKind, Window, duration
@@ -90,15 +90,8 @@ class Limiter:
     def settle(self, hold: object, spent: Spent) -> None:
         """Gives back what was set aside and counts what was used; at once, whatever happened."""
         assert isinstance(hold, Hold)
-        amounts = []
-        for rule in hold.rules:
-            measure = rule.measure
-            if measure is Measure.TOKENS:
-                amounts.append(spent.tokens)
-            elif measure is Measure.COST:
-                amounts.append(spent.cost_nano)
-            else:
-                amounts.append(spent.request if measure is Measure.REQUESTS else 0)
+        of_unit = (spent.request, spent.tokens, spent.cost_nano, 0)
+        amounts = [of_unit[UNITS[rule.measure]] for rule in hold.rules]
         if self._shared is not None:
             self._shared.settle(hold, amounts)
         else:
