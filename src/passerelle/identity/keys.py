@@ -313,7 +313,8 @@ class KeyStore:
         principal = by.principal
         own = None if principal is None or principal.organisation != self._organisation else principal.user
         wanted = own if isinstance(user, Default) else user
-        if self._reach(by).user not in (None, wanted):
+        manages = principal is None or principal.allows(Scope.ORGANISATION_WRITE)
+        if wanted != own and not manages:
             raise Forbidden("You may make keys of your own only.", code="insufficient_scope", param="user")
         if wanted is None:
             return None

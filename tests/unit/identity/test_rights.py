@@ -299,6 +299,16 @@ async def test_members_reach_their_own_keys_only(database: Database) -> None:
             await store.create(by, KeyOptions(name="k", user=user))
 
 
+async def test_a_key_of_nobody_makes_none_in_somebodys_name(database: Database) -> None:
+    """Calls would count for them: it takes the right to manage the organisation."""
+    ann = await make_user(database, "ann")
+    store, scopes = KeyStore(database, "default"), frozenset({Scope.KEYS_WRITE, Scope.INFERENCE})
+    with pytest.raises(Forbidden, match="of your own"):
+        await store.create(await _maker(database, scopes=scopes), KeyOptions(name="k", user=ann.id))
+    manager = await _maker(database, scopes=scopes | {Scope.ORGANISATION_WRITE})
+    assert (await store.create(manager, KeyOptions(name="k", user=ann.id))).key.user == ann.id
+
+
 async def test_nobody_edits_their_own_role(database: Database) -> None:
     """Not even downwards; the name is one's own."""
     ann = await make_user(database, "ann", role=Role.OWNER)
