@@ -1,7 +1,8 @@
 """``GET /admin/usage``: what was used, added up or call by call, as pages or as a file.
 
-A caller sees their organisation; a member only what their own keys used; with the scope ``admin`` ``?organisation=*``
-is everybody. A file is sent while it is read, page by page, and reading waits for a caller who is slow.
+A caller sees their organisation, or the one project they are confined to; a member only what their own keys used; with
+the scope ``admin`` ``?organisation=*`` is everybody. A file is sent while it is read, page by page, and reading waits for
+a caller who is slow.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from passerelle.domain.errors import BadRequest, Unavailable
 from passerelle.domain.principal import Role, Scope
 from passerelle.domain.usage import Outcome
 from passerelle.edge.dispatch import Context
-from passerelle.faces.admin.resource import Listed, Page, cursor, listed, page, query, respond, tenant
+from passerelle.faces.admin.resource import Listed, Page, cursor, listed, only_project, page, query, respond, tenant
 from passerelle.faces.described import AFTER, LIMIT, Described, Parameter
 from passerelle.storage.engine import Database, StorageError
 
@@ -122,6 +123,9 @@ class UsageFace:
             whose = Grouping.USER if caller.user else Grouping.KEY
             own = frozenset({caller.user or caller.key_id})
             among[whose] = own & among.get(whose, own)
+        if (project := only_project(context)) is not None:
+            theirs = frozenset({project})
+            among[Grouping.PROJECT] = theirs & among.get(Grouping.PROJECT, theirs)
         until_ms = _moment_ms(asked["to"], "to") if "to" in asked else None
         if "from" in asked:
             since_ms = _moment_ms(asked["from"], "from")

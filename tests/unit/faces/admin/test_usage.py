@@ -142,6 +142,18 @@ async def test_a_member_sees_their_own_keys_only(database: Database) -> None:
     assert [one.id for one in await objects(database, nobody, **ALL) if isinstance(one, UsageCall)] == ["000001"]
 
 
+async def test_who_is_confined_to_a_project_sees_that_project(database: Database) -> None:
+    """Whatever is asked, other projects of the organisation are not there."""
+    await record(database, replace(CALL, project="secret"), first=10)
+    confined = Principal(
+        "key_v", "v", project="secret", scopes=ROLE_SCOPES[Role.VIEWER], role=Role.VIEWER, confined=True
+    )
+    for parameters, count in (({}, 1), ({"project": "secret"}, 1), ({"project": "default"}, 0)):
+        assert len(await objects(database, confined, **(ALL | parameters))) == count
+        lines = await objects(database, confined, group_by="project", **(ALL | parameters))
+        assert [line.group for line in lines] == [{"project": "secret"}] * count  # type: ignore[union-attr]
+
+
 async def test_another_organisation_is_for_administrators(database: Database) -> None:
     """An owner asking for another organisation hears that there is none; an administrator sees it, or all."""
     for organisation in ("acme", "*", "none"):
