@@ -146,10 +146,14 @@ class JobStore:
         states: Sequence[JobState] = (),
         subject: str | None = None,
         kind: str | None = None,
+        hidden: Sequence[str] = (),
         before: str | None = None,
         limit: int = 50,
     ) -> list[Job]:
-        """Returns ``limit`` jobs at most, newest first, from the one after ``before`` (the last that was seen)."""
+        """Returns ``limit`` jobs at most, newest first, from the one after ``before`` (the last that was seen).
+
+        ``hidden`` are kinds that are left out.
+        """
         query = select(*SHOWN).where(self._mine()).order_by(jobs.c.id.desc()).limit(max(1, min(limit, MAX_PAGE)))
         if states:
             query = query.where(jobs.c.state.in_([state.value for state in states]))
@@ -157,6 +161,8 @@ class JobStore:
             query = query.where(jobs.c.subject == subject)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
+        if hidden:
+            query = query.where(jobs.c.kind.not_in(list(hidden)))
         if before is not None:
             query = query.where(jobs.c.id < before)
         with storage_answers():

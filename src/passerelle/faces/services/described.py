@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from passerelle.domain.principal import Scope
-from passerelle.faces.described import Described
+from passerelle.faces.described import IDEMPOTENCY_KEY, Described
+from passerelle.faces.jobs.answers import JobAnswer
+from passerelle.faces.services.endpoints import EstimateAnswer, ServiceAnswer, ServiceJobBody
 
 
 class LintoError(msgspec.Struct):
@@ -42,6 +44,14 @@ class TaskState(msgspec.Struct):
     details: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class ServiceList(msgspec.Struct):
+    """``problems`` is what is wrong with the files of services now."""
+
+    data: list[ServiceAnswer]
+    problems: list[str]
+    object: str = "list"
+
+
 def _linto(method: str, path: str, name: str, summary: str, answer: Any, **rest: Any) -> Described:
     scope = rest.pop("scope", Scope.SERVICES)
     return Described(method, path, "LinTO", name, summary, scope, answer, error_answer=LintoError, **rest)
@@ -67,5 +77,30 @@ SERVICES = (
         "The state of a job; 202 until it has ended",
         TaskState,
         errors={202: "It waits, or is at work: the same form.", 500: "It ended without a result: the same form."},
+    ),
+    Described("GET", "/v1/services", "Services", "listServices", "The services", Scope.SERVICES, ServiceList),
+    Described(
+        "POST",
+        "/v1/services/{name}/jobs",
+        "Services",
+        "submitServiceJob",
+        "Run a service on a text, or on a document in a form",
+        Scope.SERVICES,
+        JobAnswer,
+        body=ServiceJobBody,
+        status=202,
+        parameters=(IDEMPOTENCY_KEY,),
+        errors={413: "The document is too large.", 415: "Not a kind of file that holds text."},
+    ),
+    Described(
+        "POST",
+        "/v1/services/{name}/validate",
+        "Services",
+        "validateServiceJob",
+        "Tokens, calls and cost of a job, without running it",
+        Scope.SERVICES,
+        EstimateAnswer,
+        body=ServiceJobBody,
+        errors={413: "The document is too large.", 415: "Not a kind of file that holds text."},
     ),
 )
