@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import passerelle
 from passerelle.catalog.problem import ConfigurationError
 from passerelle.settings import (
+    NETWORK,
     AuthSection,
     Configuration,
     Keys,
@@ -267,3 +273,24 @@ auth:
     for wrong in ("javascript:x", "https://llm.example.org?x", "llm.example.org"):
         (said,) = problems(home, text.replace("https://llm.example.org\n", f"'{wrong}'\n"))
         assert "auth.public_url" in said
+
+
+@given(
+    st.ip_addresses(network="::/0") | st.ip_addresses(network="::ffff:0:0/96") | st.ip_addresses(v=4),
+    st.integers(0, 128) | st.none(),
+    st.booleans(),
+)
+def test_a_network_is_understood_as_python_does(address: Any, length: int | None, whole: bool) -> None:
+    """Whatever the rule for networks lets pass can be read, and every usual way to write one passes."""
+    text = f"{address.exploded if whole else address}{'' if length is None else f'/{length}'}"
+    passes = re.match(NETWORK, text) is not None
+    assert passes == (length is None or length <= address.max_prefixlen)
+    if passes:
+        ip_network(text, strict=False)
+
+
+@given(st.text("0123456789abcdefABCDEF:./%x", max_size=24))
+def test_what_passes_as_a_network_is_one(text: str) -> None:
+    """No text gets past the rule that would fail later."""
+    if re.match(NETWORK, text):
+        ip_network(text, strict=False)
