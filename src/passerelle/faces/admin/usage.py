@@ -1,8 +1,8 @@
 """``GET /admin/usage``: what was used, added up or call by call, as pages or as a file.
 
 A caller sees their organisation, or the one project they are confined to; a member only what their own keys used; with
-the scope ``admin`` ``?organisation=*`` is everybody. A file is sent while it is read, page by page, and reading waits for
-a caller who is slow.
+the scope ``admin`` ``?organisation=*`` is everybody. A file is sent while it is read, page by page, and reading waits
+for a caller who is slow.
 """
 
 from __future__ import annotations
