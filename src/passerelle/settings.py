@@ -255,8 +255,8 @@ class AccountingSection(Section, frozen=True, kw_only=True):
     durability: Annotated[
         Literal["batch", "strict"],
         Meta(
-            description="`batch` loses at most the last `flush_interval_s` when the process is killed; with `strict` an "
-            "answer ends only when its usage row is on disk."
+            description="`batch` loses at most the last `flush_interval_s` when the process is killed; with `strict` "
+            "an answer ends only when its usage row is on disk."
         ),
     ] = "batch"
     keep_days: (
