@@ -28,8 +28,6 @@ NOUNS = (
     "service",
     "job",
     "worker",
-    "job",
-    "worker",
     "audit",
     "docs",
 )
