@@ -52,6 +52,8 @@ from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
+from passerelle.faces.responses.background import ResponseJobs
+from passerelle.faces.responses.endpoints import ResponsesFace
 from passerelle.faces.routes import Faces, direct_paths, routes
 from passerelle.faces.services.linto import LintoFace
 from passerelle.faces.services.sockets import LintoSockets
@@ -85,6 +87,7 @@ from passerelle.jobs.queue import JobQueue, QueueRules
 from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
+from passerelle.responses.store import ResponseStore
 from passerelle.services.caller import GatewayCaller
 from passerelle.services.extract.extractor import Extractor
 from passerelle.services.folder import ServiceCatalog
@@ -233,6 +236,11 @@ class Passerelle:
         file_rules = FileRules(settings.files.max_file_bytes, settings.files.quota_bytes, settings.files.retain_s)
         self.expiry = Expiry(self.database)
 
+        def kept_responses(caller: Principal) -> ResponseStore:
+            return ResponseStore.of(self.database, caller, retain_s=settings.responses.retain_s)
+
+        self.kinds.add(ResponseJobs(self.workshop.caller, self._holder_of, kept_responses).kind)
+
         self.metrics.before_expose = self._publish
         self.authenticator.on_revoked(self.gateway.end_calls_of)
         self.people.on_ended(self.gateway.end_calls_of)
@@ -273,6 +281,9 @@ class Passerelle:
                     docs=DocsFace(),
                     auth=self.people.face,
                     audit=AuditFace(self.database),
+                    responses=ResponsesFace(
+                        calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder
+                    ),
                     files=FilesFace(lambda caller: FileStore.of(self.database, file_rules, caller)),
                     linto=LintoFace(self.workshop.holder, store_of, Extractor()),
                     linto_sockets=LintoSockets(

@@ -99,6 +99,11 @@ POST /tokenize                                     401 403 400 400 400 400
 POST /detokenize                                   401 403 400 400 400 400
 POST /v1/messages                                  401 403 400 400 400 400
 POST /v1/messages/count_tokens                     401 403 400 400 400 400
+POST /v1/responses                                 401 403 400 400 400 400
+GET /v1/responses/{response_id}                    401 403 200 404 200 404
+DELETE /v1/responses/{response_id}                 401 403 200 404 200 404
+POST /v1/responses/{response_id}/cancel            401 403 200 404 200 404
+GET /v1/responses/{response_id}/input_items        401 403 200 404 200 404
 POST /v1/files                                     401 403 415 415 415 415
 GET /v1/files                                      401 403 200 200 200 200
 GET /v1/files/{file_id}                            401 403 200 404 200 404
@@ -218,6 +223,9 @@ class Realm:
             return str(models[0]["targets"][0]["id"])
         if name == "file_id":
             return self._file_id()
+        if name == "response_id":
+            body = {"model": "far", "input": "text", "background": True}
+            return str(json.loads(self.ask("POST", "/v1/responses", self.keys["tenant admin"], body)[2])["id"])
         return {"id": "far", "model": "far", "file": "swagger-ui.css", "route": "far"}[name]
 
     def _file_id(self, text: str = "text") -> str:

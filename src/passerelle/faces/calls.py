@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from passerelle.catalog.holder import Catalog
+from passerelle.domain.client import Client
 from passerelle.domain.request import Request
 from passerelle.edge.dispatch import Context
 from passerelle.faces.translated import Rendering, TranslatingClient
@@ -18,8 +19,12 @@ class Calls:
         self._catalog = catalog
         self._request_timeout_s = request_timeout_s
 
-    async def run(self, context: Context, request: Request, rendering: Rendering | None = None) -> None:
-        """Answers the request; ``rendering`` is for a face with a wire of its own. Raises PasserelleError."""
+    async def run(
+        self, context: Context, request: Request, rendering: Rendering | None = None, client: Client | None = None
+    ) -> None:
+        """Answers the request; ``rendering`` is for a face with a wire of its own, ``client`` for one that takes the
+        answer in a way of its own. Raises PasserelleError.
+        """
         exchange = context.exchange
         call = Call(
             request_id=context.request_id,
@@ -30,5 +35,6 @@ class Calls:
             deadline=exchange.arrived + self._request_timeout_s,
             timings=Timings(auth_s=context.auth_s),
         )
-        client = exchange.client if rendering is None else TranslatingClient(exchange.client, rendering)
+        if client is None:
+            client = exchange.client if rendering is None else TranslatingClient(exchange.client, rendering)
         await self._gateway.handle(call, client)

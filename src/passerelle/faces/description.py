@@ -26,6 +26,7 @@ from passerelle.faces.described import Described, described_paths, described_sch
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.openai.files import FILES
 from passerelle.faces.rerank.described import RERANK
+from passerelle.faces.responses.described import RESPONSES
 from passerelle.faces.services.described import SERVICES
 from passerelle.faces.tgi.described import TGI
 
@@ -166,6 +167,7 @@ DESCRIBED: tuple[Described, ...] = (
     *LIMITS,
     *PRICES,
     *FILES,
+    *RESPONSES,
     *ANTHROPIC,
     *OPEA,
     *TGI,

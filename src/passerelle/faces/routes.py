@@ -26,6 +26,7 @@ from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
+from passerelle.faces.responses.endpoints import ResponsesFace
 from passerelle.faces.services import linto
 from passerelle.faces.services.linto import LintoFace
 from passerelle.faces.services.sockets import LintoSockets
@@ -60,6 +61,7 @@ class Faces:
     linto: LintoFace
     linto_sockets: LintoSockets
     files: FilesFace
+    responses: ResponsesFace
 
 
 def routes(faces: Faces) -> list[Route]:
@@ -201,6 +203,11 @@ def _kept(faces: Faces) -> list[Route]:
         Route("GET", "/v1/files/{file_id}", do, files.show),
         Route("GET", "/v1/files/{file_id}/content", do, files.content),
         Route("DELETE", "/v1/files/{file_id}", do, files.delete),
+        Route("POST", "/v1/responses", do, faces.responses.create),
+        Route("GET", "/v1/responses/{response_id}", do, faces.responses.show),
+        Route("DELETE", "/v1/responses/{response_id}", do, faces.responses.delete),
+        Route("POST", "/v1/responses/{response_id}/cancel", do, faces.responses.cancel),
+        Route("GET", "/v1/responses/{response_id}/input_items", do, faces.responses.input_items),
     ]
 
 

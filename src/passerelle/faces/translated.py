@@ -61,11 +61,11 @@ class TranslatingClient:
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Sends a whole answer, rendered."""
         rendered = self._rendering.document(msgspec.json.decode(body))
-        await self._inner.respond(status, _typed(headers, b"application/json"), rendered)
+        await self._inner.respond(status, typed(headers, b"application/json"), rendered)
 
     def begin(self, status: int, headers: Headers) -> None:
         """Queues the head of a streamed answer."""
-        self._inner.begin(status, _typed(headers, self._rendering.content_type))
+        self._inner.begin(status, typed(headers, self._rendering.content_type))
 
     def write(self, data: bytes) -> None:
         """Queues the rendered form of whatever events are whole by now."""
@@ -98,5 +98,6 @@ def _events(block: bytes) -> list[bytes]:
     return [part + b"\n\n" for part in block.split(b"\n\n") if part]
 
 
-def _typed(headers: Headers, content_type: bytes) -> Headers:
+def typed(headers: Headers, content_type: bytes) -> Headers:
+    """Returns the headers with another type, and without a length."""
     return [(b"content-type", content_type), *((name, value) for name, value in headers if name not in _REPLACED)]

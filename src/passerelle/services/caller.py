@@ -101,8 +101,13 @@ class GatewayCaller:
         """Returns the model of that name or alias."""
         return self._catalog.current.resolve(name)
 
-    async def run(self, principal: Principal, service: str, priority: Priority, request: Request) -> tuple[Call, bytes]:
-        """Makes one call and returns it with the body of its answer. Raises PasserelleError."""
+    async def run(
+        self, principal: Principal, service: str | None, priority: Priority, request: Request
+    ) -> tuple[Call, bytes]:
+        """Makes one call and returns it with the body of its answer; ``service`` is who makes it, for the usage row.
+
+        Raises PasserelleError.
+        """
         now = time.monotonic()
         call = Call(
             request_id=self._ids.next(),

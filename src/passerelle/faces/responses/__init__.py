@@ -1,0 +1,1 @@
+"""OpenAI's Responses over any engine: items in, a chat request to the gateway, items and events out."""
