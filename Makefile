@@ -11,7 +11,7 @@ PASSERELLE_HOME ?= $(HOME)/.passerelle
 
 SERVE_FLAGS := --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
-.PHONY: help serve test test-quick test-vllm check format bench docs lock clean
+.PHONY: help serve test test-quick test-vllm test-triton check format bench docs lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test-quick: $(VENV)/.dev ## The tests that take seconds
 
 test-vllm: $(VENV)/.dev ## A real vLLM on the CPU as target (builds a 3.4 GB environment the first time)
 	@$(BIN)/python -m pytest tests/vllm -m vllm
+
+test-triton: $(VENV)/.dev ## A real Triton server as target (builds a 370 MB environment the first time)
+	@$(BIN)/python -m pytest tests/triton -m triton
 
 check: $(VENV)/.dev ## Format, lint, types, import directions, stale documents
 	@$(BIN)/ruff format --check .

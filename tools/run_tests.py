@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     quick = "--quick" in arguments
     rest = [argument for argument in arguments if argument != "--quick"]
     not_run = NotRun()
-    selection = "not slow and not vllm" if quick else "not vllm"
+    selection = "not slow and not vllm and not triton" if quick else "not vllm and not triton"
     status = int(pytest.main(["-q", "-m", selection, *rest], plugins=[not_run]))
     for reason, count in sorted(not_run.reasons.items()):
         print(f"not run ({count}): {reason}")

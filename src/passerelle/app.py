@@ -30,6 +30,7 @@ from passerelle.engines.managed import ChildAddress, ManagedEngine
 from passerelle.engines.openai import OpenAIEngine
 from passerelle.engines.tgi import TgiEngine
 from passerelle.engines.transport import Transport
+from passerelle.engines.triton import TritonEngine
 from passerelle.engines.vllm_legacy import VllmLegacyEngine
 from passerelle.faces.admin.audit import AuditFace
 from passerelle.faces.admin.keys import KeysFace
@@ -175,6 +176,7 @@ class Passerelle:
         self.engines: dict[str, Engine] = {
             "openai": openai,
             "tgi": TgiEngine(Transport()),
+            "triton": TritonEngine(),
             "vllm-legacy": VllmLegacyEngine(Transport()),
             **dict.fromkeys(MANAGED_ENGINES, managed),
         }

