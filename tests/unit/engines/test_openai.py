@@ -202,6 +202,25 @@ async def test_probe_deadline_covers_all(engine: OpenAIEngine) -> None:
         assert time.monotonic() - began < 0.8
 
 
+async def test_a_server_that_is_well_is_not_asked_for_its_models_each_time(engine: OpenAIEngine) -> None:
+    """Probes of a healthy server are one request; after a failure it is asked again what it serves."""
+    ill = False
+
+    def script(seen: Seen) -> Sequence[Step]:
+        return [status(500)] if ill and seen.path == "/health" else [normal()]
+
+    async with Upstream(kind="vllm", scenario=script) as upstream:
+        to = target(upstream.url)
+        probes = [await engine.probe(to, timeout_s=1.0) for _ in range(3)]
+        assert len({probe.context_window for probe in probes}) == 1
+        assert [seen.path for seen in upstream.requests].count("/v1/models") == 1
+        ill = True
+        assert (await engine.probe(to, timeout_s=1.0)).readiness is Readiness.DOWN
+        ill = False
+        assert (await engine.probe(to, timeout_s=1.0)).models == probes[0].models
+        assert [seen.path for seen in upstream.requests].count("/v1/models") == 2
+
+
 async def test_window_of_the_right_model(engine: OpenAIEngine) -> None:
     """Of several models the window is that of the target's own; an unknown name among several has none."""
     entries = [{"id": "x", "max_model_len": 1}, {"id": "m", "max_model_len": 2, "owned_by": "vllm"}]

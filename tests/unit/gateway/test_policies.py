@@ -84,6 +84,20 @@ def test_every_policy_picks_a_candidate_whatever_happens(name: str, data: st.Dat
             fleet.adopt([Model("m", tuple(targets[start : start + 5]), policy=name)])
 
 
+def test_no_policy_is_asked_where_there_is_no_choice() -> None:
+    """`Pool.only` gives the one target while it can take a request, and nothing where a policy has to choose."""
+    _, pool = pool_of("least_busy", target("a", limit=1))
+    state = pool.only()
+    assert state is not None and state is pool.pick(RoutingHint())
+    flight = state.begin()
+    assert pool.only() is None
+    flight.end()
+    assert pool.only() is state
+    state.health.drain("by hand")
+    assert pool.only() is None
+    assert pool_of("least_busy", target("a"), target("b"))[1].only() is None
+
+
 def test_round_robin_takes_turns() -> None:
     """Each is taken once in a round, weights or load notwithstanding."""
     candidates, policy = some(1, 9, 1), RoundRobin()
