@@ -8,10 +8,12 @@ from operator import attrgetter
 
 from passerelle.domain.principal import Principal
 from passerelle.limits.price import Price, PriceTable
-from passerelle.limits.rule import EVERYWHERE, LimitRule, Measure, SubjectKind
+from passerelle.limits.rule import EVERYWHERE, PERIODS, LimitRule, Measure, SubjectKind
 
 _MEMO = 16_384
 """Callers and models whose plan is remembered."""
+_ENDLESS = 2**200
+"""More than anything: what a soft limit lets pass."""
 UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
 """Which a limit takes of (request, tokens, cost, call under way)."""
 _Subject = tuple[SubjectKind, str, str]
@@ -41,6 +43,10 @@ class Plan:
     soft: tuple[int, ...]
     single: tuple[tuple[int, LimitRule, tuple[bytes, bytes], bytes, bytes], ...] | None
     """Where there is one rule at most to show of each kind: its place, itself, its first header, the others' names."""
+    compact: tuple[tuple[int, int, int], ...]
+    """Of each rule: the number of its period, its unit, and the most it lets pass."""
+    cells: list[list[int]]
+    """Where counters of this process keep their counts of these rules; theirs to fill."""
 
     @classmethod
     def of(cls, rules: Iterable[LimitRule]) -> Plan:
@@ -65,6 +71,11 @@ class Plan:
             shown=shown,
             soft=tuple(at for at in places if not ordered[at].hard),
             single=tuple(single) if max(map(len, shown)) <= 1 else None,
+            compact=tuple(
+                (PERIODS.index(rule.period), unit, rule.value if rule.hard else _ENDLESS)
+                for rule, unit in zip(ordered, units, strict=True)
+            ),
+            cells=[],
         )
 
     def amounts(self, tokens: int, cost_nano: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -32,11 +32,12 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
 class Taken(msgspec.Struct, frozen=True, gc=False):
     """How taking went. ``used`` is of each rule: with this call's amount when it passed, without when it did not.
 
-    ``refused`` is the index of the first hard rule that has no room, None when the call passed.
+    ``hold`` is a `Hold`, or what stands for it where one process counts. ``refused`` is the index of the first hard
+    rule that has no room, None when the call passed.
     """
 
     used: Sequence[int]
-    hold: Hold | None = None
+    hold: Any = None
     refused: int | None = None
 
 

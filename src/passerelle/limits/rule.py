@@ -60,6 +60,10 @@ class Period(StrEnum):
     __hash__ = str.__hash__
 
 
+PERIODS = tuple(Period)
+"""All periods, in an order of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class LimitRule:
     """One limit. ``model`` is the one model it counts, empty for every model; ``value`` is in units of the measure."""
@@ -124,6 +128,7 @@ class Calendar:
         self._windows = dict.fromkeys(Period, _ENDLESS)
         self._until_ms = -1
         self._from_ms = 0
+        self._starts: tuple[int, ...] = ()
         self._resets: dict[Period, bytes] = {}
         self._resets_at_s = -1
 
@@ -137,7 +142,13 @@ class Calendar:
             self._windows = {period: window(period, now_ms) for period in Period}
             minute = self._windows[Period.MINUTE]
             self._from_ms, self._until_ms = minute.start_ms, minute.start_ms + MINUTE_MS
+            self._starts = tuple([self._windows[period].start_ms for period in PERIODS])
         return self._windows
+
+    def starts(self, now_ms: int) -> tuple[int, ...]:
+        """Returns when the window of each period began, in the order of `PERIODS`."""
+        self.windows(now_ms)
+        return self._starts
 
     def resets(self, now_ms: int) -> dict[Period, bytes]:
         """Returns in how long the window of each period ends, as headers say it; made anew once a second."""
