@@ -48,6 +48,9 @@ from passerelle.faces.calls import Calls
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.jobs.access import stores
+from passerelle.faces.jobs.endpoints import JobsFace
+from passerelle.faces.jobs.following import FollowingFace
+from passerelle.faces.jobs.tickets import Tickets
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.endpoints import OpenAIFace
@@ -56,7 +59,9 @@ from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.responses.background import ResponseJobs
 from passerelle.faces.responses.endpoints import ResponsesFace
 from passerelle.faces.routes import Faces, direct_paths, routes
+from passerelle.faces.services.endpoints import ServicesFace
 from passerelle.faces.services.linto import LintoFace
+from passerelle.faces.services.model import ServiceModels
 from passerelle.faces.services.sockets import LintoSockets
 from passerelle.faces.sockets import Origins, Presence
 from passerelle.faces.tgi.endpoints import TgiFace
@@ -80,6 +85,7 @@ from passerelle.gateway.windows import Windows
 from passerelle.identity.authenticator import Authenticator
 from passerelle.identity.credentials import Credentials
 from passerelle.identity.idempotency import IdempotentAnswers
+from passerelle.identity.secrets import Secrets
 from passerelle.identity.verdicts import VerdictLog
 from passerelle.jobs.context import Kinds
 from passerelle.jobs.failpoint import Failpoint
@@ -251,7 +257,11 @@ class Passerelle:
         presence, origins = Presence(), Origins(settings.server.trusted_origins)
         self.authenticator.on_revoked(presence.end)
         self.people.on_ended(presence.end)
-        store_of = stores(self.jobs, nobody=NOBODY.key_id)
+        store_of, extractor = stores(self.jobs, nobody=NOBODY.key_id), Extractor()
+        service_models = ServiceModels(
+            self.workshop.holder, self.jobs, store_of, timeout_s=settings.server.request_timeout_s
+        )
+        tickets = Tickets(Secrets(self.database), IdempotentAnswers(self.database), self._holder)
         calls = Calls(self.gateway, self.catalog, request_timeout_s=settings.server.request_timeout_s)
         opea = OpeaFace(
             calls,
@@ -263,7 +273,7 @@ class Passerelle:
         table = RouteTable(
             routes(
                 Faces(
-                    openai=OpenAIFace(calls, self.catalog, self.windows.of, opea),
+                    openai=OpenAIFace(calls, self.catalog, self.windows.of, opea, service_models),
                     anthropic=AnthropicFace(calls),
                     opea=opea,
                     rerank=RerankFace(calls, self.catalog),
@@ -287,10 +297,20 @@ class Passerelle:
                         calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder
                     ),
                     files=FilesFace(lambda caller: FileStore.of(self.database, file_rules, caller)),
-                    linto=LintoFace(self.workshop.holder, store_of, Extractor()),
+                    linto=LintoFace(self.workshop.holder, store_of, extractor),
                     linto_sockets=LintoSockets(
                         self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s
                     ),
+                    services=ServicesFace(
+                        self.workshop.holder,
+                        store_of,
+                        extractor,
+                        self.workshop.caller,
+                        cost_nano=self.limits.limiter.cost_nano,
+                        currency=settings.accounting.currency,
+                    ),
+                    jobs=JobsFace(store_of, tickets),
+                    following=FollowingFace(self.jobs, store_of, tickets, presence, origins),
                 )
             )
         )
@@ -385,16 +405,20 @@ class Passerelle:
 
     async def _holder_of(self, claim: Claim) -> Principal | None:
         """Returns whose rights a job has now."""
-        if claim.key_id == NOBODY.key_id:
+        return await self._holder(claim.key_id, claim.user)
+
+    async def _holder(self, key_id: str, user: str | None) -> Principal | None:
+        """Returns whose rights a key, or a person who signed on, has now; None when they ended."""
+        if key_id == NOBODY.key_id:
             return None if self.settings.auth.required else NOBODY
-        if claim.key_id == self.authenticator.static.key_id:
+        if key_id == self.authenticator.static.key_id:
             return None if self.settings.auth.api_key is None else self.authenticator.static
-        if claim.user is not None and claim.key_id == f"session:{claim.user}":
-            account = await self.people.accounts.get(claim.user)
+        if user is not None and key_id == f"session:{user}":
+            account = await self.people.accounts.get(user)
             if account is None or account.disabled or account.archived or not account.confirmed:
                 return None
             return account.principal()
-        return await self.credentials.holder(claim.key_id)
+        return await self.credentials.holder(key_id)
 
     def _note_services(self, catalog: ServiceCatalog) -> None:
         self.metrics.services.set(len(catalog.services))

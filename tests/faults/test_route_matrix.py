@@ -72,6 +72,21 @@ GET /admin/prices                                  401 403 403 200 200 200
 POST /admin/prices                                 401 403 403 403 403 400
 DELETE /admin/prices/{price}                       401 403 403 403 403 204
 GET /admin/audit                                   401 403 403 200 200 200
+GET /v1/services                                   401 403 200 200 200 200
+POST /v1/services/{name:path}/jobs                 401 403 404 404 404 404
+POST /v1/services/{name:path}/validate             401 403 404 404 404 404
+GET /v1/jobs                                       401 403 200 200 200 200
+GET /v1/jobs/{id}                                  401 403 404 404 404 404
+DELETE /v1/jobs/{id}                               401 403 404 404 404 404
+POST /v1/jobs/{id}/cancel                          401 403 404 404 404 404
+POST /v1/jobs/{id}/replay                          401 403 404 404 404 404
+GET /v1/jobs/{id}/result                           401 403 404 404 404 404
+PATCH /v1/jobs/{id}/result                         401 403 400 400 400 400
+GET /v1/jobs/{id}/results                          401 403 404 404 404 404
+POST /v1/jobs/{id}/results/{version}/restore       401 403 404 404 404 404
+GET /v1/jobs/{id}/events                           401 403 404 404 404 404
+POST /v1/jobs/{id}/ticket                          401 403 404 404 404 404
+WEBSOCKET /v1/jobs/{id}/ws                         403 403 403 403 403 403
 GET /healthcheck                                   200 200 200 200 200 200
 GET /services                                      401 403 404 404 404 404
 POST /services/{route:path}/generate               401 403 404 404 404 404
@@ -226,7 +241,7 @@ class Realm:
         if name == "response_id":
             body = {"model": "far", "input": "text", "background": True}
             return str(json.loads(self.ask("POST", "/v1/responses", self.keys["tenant admin"], body)[2])["id"])
-        return {"id": "far", "model": "far", "file": "swagger-ui.css", "route": "far"}[name]
+        return {"file": "swagger-ui.css", "version": "1"}.get(name, "far")
 
     def _file_id(self, text: str = "text") -> str:
         lines = ["--cut", 'Content-Disposition: form-data; name="purpose"', "", "user_data"]

@@ -23,6 +23,7 @@ from passerelle.faces.admin.users import USERS
 from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.auth_wire import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
+from passerelle.faces.jobs.described import JOBS
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.openai.files import FILES
 from passerelle.faces.rerank.described import RERANK
@@ -172,6 +173,7 @@ DESCRIBED: tuple[Described, ...] = (
     *OPEA,
     *TGI,
     *SERVICES,
+    *JOBS,
     *RERANK,
     *AUTH,
     *AUDIT,

@@ -22,12 +22,15 @@ from passerelle.faces.anthropic.endpoints import AnthropicFace
 from passerelle.faces.auth import AuthFace
 from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
+from passerelle.faces.jobs.endpoints import JobsFace
+from passerelle.faces.jobs.following import FollowingFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.responses.endpoints import ResponsesFace
 from passerelle.faces.services import linto
+from passerelle.faces.services.endpoints import ServicesFace
 from passerelle.faces.services.linto import LintoFace
 from passerelle.faces.services.sockets import LintoSockets
 from passerelle.faces.tgi import answers as tgi_answers
@@ -60,6 +63,9 @@ class Faces:
     audit: AuditFace
     linto: LintoFace
     linto_sockets: LintoSockets
+    services: ServicesFace
+    jobs: JobsFace
+    following: FollowingFace
     files: FilesFace
     responses: ResponsesFace
 
@@ -83,6 +89,7 @@ def routes(faces: Faces) -> list[Route]:
         *_identity(faces),
         *_limits(faces),
         *_linto(faces),
+        *_jobs(faces),
         *_kept(faces),
     ]
     for prefix in ("/v1", ""):
@@ -208,6 +215,28 @@ def _kept(faces: Faces) -> list[Route]:
         Route("DELETE", "/v1/responses/{response_id}", do, faces.responses.delete),
         Route("POST", "/v1/responses/{response_id}/cancel", do, faces.responses.cancel),
         Route("GET", "/v1/responses/{response_id}/input_items", do, faces.responses.input_items),
+    ]
+
+
+def _jobs(faces: Faces) -> list[Route]:
+    """Services as jobs, and jobs. The websocket is opened by a ticket in place of a key."""
+    services, jobs, following, do = faces.services, faces.jobs, faces.following, Scope.SERVICES
+    return [
+        Route("GET", "/v1/services", do, services.list),
+        Route("POST", "/v1/services/{name:path}/jobs", do, services.submit),
+        Route("POST", "/v1/services/{name:path}/validate", do, services.validate),
+        Route("GET", "/v1/jobs", do, jobs.list),
+        Route("GET", "/v1/jobs/{id}", do, jobs.show),
+        Route("DELETE", "/v1/jobs/{id}", do, jobs.delete),
+        Route("POST", "/v1/jobs/{id}/cancel", do, jobs.cancel),
+        Route("POST", "/v1/jobs/{id}/replay", do, jobs.replay),
+        Route("GET", "/v1/jobs/{id}/result", do, jobs.result),
+        Route("PATCH", "/v1/jobs/{id}/result", do, jobs.edit),
+        Route("GET", "/v1/jobs/{id}/results", do, jobs.results),
+        Route("POST", "/v1/jobs/{id}/results/{version}/restore", do, jobs.restore),
+        Route("GET", "/v1/jobs/{id}/events", do, following.stream),
+        Route("POST", "/v1/jobs/{id}/ticket", do, jobs.ticket),
+        Route(WEBSOCKET, "/v1/jobs/{id}/ws", None, following.socket),
     ]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from passerelle.catalog.holder import Catalog
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import ModelNotFound
 from passerelle.domain.model import Model
+from passerelle.domain.principal import Principal
 from passerelle.domain.request import Request
 from passerelle.edge.dispatch import Context, Endpoint
 from passerelle.faces.calls import Calls
@@ -27,11 +28,33 @@ class OtherChat(Protocol):
         """Answers it."""
 
 
-class OpenAIFace:
-    """The endpoints. ``window`` knows models' context windows; ``other`` answers what is no OpenAI chat."""
+class OtherModels(Protocol):
+    """What answers chats as a model does and is none: services."""
 
-    def __init__(self, calls: Calls, catalog: Catalog, window: Callable[[Model], int | None], other: OtherChat) -> None:
+    def is_asked(self, model: str) -> bool:
+        """Whether a model's name is of these."""
+
+    def models(self, caller: Principal) -> Sequence[Model]:
+        """Returns those that the caller may call."""
+
+    async def chat(self, context: Context, request: Request) -> None:
+        """Answers a chat request."""
+
+
+class OpenAIFace:
+    """The endpoints. ``window`` knows models' context windows; ``other`` answers what is no OpenAI chat, ``services``
+    what is asked of no model."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        catalog: Catalog,
+        window: Callable[[Model], int | None],
+        other: OtherChat,
+        services: OtherModels,
+    ) -> None:
         self._other = other
+        self._services = services
         self._calls = calls
         self._window = window
         self._catalog = catalog
@@ -51,18 +74,26 @@ class OpenAIFace:
         body = await context.exchange.body()
         if self._other.is_asked(body):
             await self._other.chat(context, body)
+            return
+        request = wire.parse_chat(body)
+        if self._services.is_asked(request.model):
+            await self._services.chat(context, request)
         else:
-            await self._calls.run(context, wire.parse_chat(body))
+            await self._calls.run(context, request)
 
     async def list_models(self, context: Context) -> None:
         """``GET /v1/models``: what this key may call."""
-        body = models.render_list(self._catalog.current, context.caller, self._window)
+        more = self._services.models(context.caller)
+        body = models.render_list(self._catalog.current, context.caller, self._window, more)
         await _respond_json(context, body)
 
     async def show_model(self, context: Context) -> None:
         """``GET /v1/models/{id}``. A model the key may not call does not exist for it."""
         name = context.parameters["id"]
         body = models.render_one(self._catalog.current, context.caller, name, self._window)
+        if body is None and self._services.is_asked(name):
+            found = (model for model in self._services.models(context.caller) if model.name == name)
+            body = next((models.render_other(model) for model in found), None)
         if body is None:
             raise ModelNotFound(f"The model '{name[:256]}' does not exist or is not yours to use.", param="model")
         await _respond_json(context, body)

@@ -7,7 +7,7 @@ was configured with finds it. A key sees the models it may call and no other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -25,9 +25,12 @@ def configured_window(model: Model) -> int | None:
     return model.context_window
 
 
-def render_list(snapshot: Snapshot, principal: Principal, window: Window = configured_window) -> bytes:
-    """Returns the body of GET /v1/models."""
+def render_list(
+    snapshot: Snapshot, principal: Principal, window: Window = configured_window, more: Iterable[Model] = ()
+) -> bytes:
+    """Returns the body of GET /v1/models; ``more`` are models that are not of the catalog."""
     entries = [_entry(name, model, window(model)) for name, model in _visible(snapshot, principal)]
+    entries += [_entry(model.name, model, None) for model in more]
     return msgspec.json.encode({"object": "list", "data": entries})
 
 
@@ -37,6 +40,11 @@ def render_one(snapshot: Snapshot, principal: Principal, name: str, window: Wind
     if model is None or not principal.may_call(model.name):
         return None
     return msgspec.json.encode(_entry(name, model, window(model)))
+
+
+def render_other(model: Model) -> bytes:
+    """Returns the body for a model that is not of the catalog."""
+    return msgspec.json.encode(_entry(model.name, model, None))
 
 
 def _visible(snapshot: Snapshot, principal: Principal) -> Iterator[tuple[str, Model]]:
