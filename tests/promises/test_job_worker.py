@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.harness.oracles import becomes
 from tests.harness.valkey import ValkeyProcess
 
 from passerelle.domain.principal import Principal
@@ -47,8 +48,9 @@ async def test_it_runs_jobs_until_told_to_stop(tmp_path: Path, broker: str, engi
         env=environ,
     )
     try:
-        async with asyncio.timeout(60):
-            await queue.events.last(job_id)
+        ending = asyncio.create_task(queue.events.last(job_id))
+        assert await becomes(lambda: ending.done() or worker.poll() is not None, 90)
+        assert worker.poll() is None, worker.communicate()
         job = await store.get(job_id)
         assert job.state is JobState.DEAD and job.error is not None and job.error.code == "unknown_kind"
         worker.send_signal(signal.SIGTERM)
