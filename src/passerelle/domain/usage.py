@@ -14,7 +14,7 @@ class UsageSource(StrEnum):
     ENGINE = "engine"
     """The engine reported them."""
     RELAYED = "relayed"
-    """The stream ended early: completion tokens are the events we relayed."""
+    """The stream ended early: completion tokens are the events we relayed, prompt tokens our count or estimate."""
     NONE = "none"
     """Nothing ran."""
 
