@@ -14,7 +14,6 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
-import jwt
 import msgspec
 
 from passerelle.domain.client import Headers
@@ -216,6 +215,8 @@ class AuthFace:
 
     async def oidc_login(self, context: Context) -> None:
         """``GET /auth/oidc/login?next=/…``: sends the browser to the identity provider."""
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         provider = self._provider()
         (after,) = _query(context, "next")
         after = after if after is not None and _LOCAL_PATH.fullmatch(after) else self._rules.after_sign_in
@@ -303,6 +304,8 @@ class AuthFace:
         return decode(await context.exchange.body(), msgspec.json.Decoder(kind))
 
     async def _kept(self, context: Context) -> dict[str, str] | None:
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         value = self._on.browser.cookie(context.exchange, OIDC_COOKIE)
         if value is None:
             return None

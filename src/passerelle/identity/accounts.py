@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import jwt
 from sqlalchemy import Select, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -174,6 +173,8 @@ class Accounts:
 
     async def reset_token(self, account: Account) -> str:
         """Returns a token that gives this person a new password, once, within an hour."""
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         now_s = int(self._clock())
         claims = {
             "aud": _RESET_AUDIENCE,
@@ -188,6 +189,8 @@ class Accounts:
 
     async def reset_password(self, token: str, new: str, address: str | None, request_id: str | None) -> Account:
         """Replaces a password by who holds a reset token. Raises BadRequest for a token or password that is no good."""
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         key = await self._secrets.get(_RESET_KEY)
         try:
             # The clock of the claims is ours, not the library's: tests move it, and leeway has no place here.

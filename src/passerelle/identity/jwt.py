@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jwt
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -104,6 +103,8 @@ class Tokens:
 
     async def issue(self, account: Account) -> str:
         """Returns a token of ours for a person who has just proved who they are; it is good for 24 hours."""
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         now_s = int(self._clock())
         claims = {"iss": _ISSUER, "aud": _ISSUER, "sub": account.id, "iat": now_s, "exp": now_s + LIFETIME_S}
         key = await self._secrets.get(_KEY)
@@ -157,6 +158,8 @@ class Tokens:
         return principal
 
     async def _ours(self, token: str) -> dict[str, Any]:
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         options: Any = {"require": ["exp", "iat", "sub", "jti"], "verify_exp": False, "verify_iat": False}
         try:
             claims: dict[str, Any] = jwt.decode(
@@ -208,6 +211,8 @@ class Tokens:
 
 def _issuer(token: str) -> str | None:
     """Who the token says made it; nothing is believed by this, it only says which key is asked."""
+    import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
     except (jwt.InvalidTokenError, ValueError, RecursionError):

@@ -22,7 +22,6 @@ from math import inf
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
-import jwt
 import msgspec
 
 from passerelle.domain.errors import Forbidden, PasserelleError, Unauthenticated, Unavailable
@@ -182,6 +181,8 @@ class Provider:
 
         Raises Unauthenticated, always the same one.
         """
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         if len(token) > MAX_TOKEN_BYTES:
             raise _refused()
         try:
@@ -208,6 +209,8 @@ class Provider:
         return claims
 
     def _read(self, token: str, key: Any, algorithm: str, audience: str) -> dict[str, Any]:
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         options: Any = {"require": ["exp", "iat", "iss", "aud", "sub"]}
         claims: dict[str, Any] = jwt.decode(
             token,
@@ -271,6 +274,8 @@ class Provider:
 
     def _fitting(self, algorithm: str, kid: str | None) -> list[Any]:
         """The keys that a signature of this algorithm may be of; a key for something else is none."""
+        import jwt  # ten megabytes, cryptography with it, that a process without sign-on never needs
+
         found = []
         for document in self._keys:
             if algorithm not in _ALGORITHMS.get(str(document.get("kty")), ()):
