@@ -92,8 +92,10 @@ from passerelle.jobs.failpoint import Failpoint
 from passerelle.jobs.job import Claim
 from passerelle.jobs.queue import JobQueue, QueueRules
 from passerelle.jobs.runner import LocalRunner, Runner
+from passerelle.jobs.webhooks import Webhooks
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
+from passerelle.net.public import PublicPost
 from passerelle.responses.store import ResponseStore
 from passerelle.services.caller import GatewayCaller
 from passerelle.services.extract.extractor import Extractor
@@ -174,6 +176,9 @@ class Passerelle:
         )
         self.kinds = Kinds()
         self.runner = _runner(settings, self.jobs, self.kinds)
+        networks = [ip_network(network, strict=False) for network in settings.jobs.webhook_networks]
+        self.webhooks = Webhooks(self.jobs, PublicPost(networks))
+        self.kinds.add(self.webhooks.kind)
 
         # Catalog and engines
         self.catalog = Catalog(configuration.snapshot)
@@ -356,6 +361,7 @@ class Passerelle:
         await self.workshop.start()
         await self.jobs.start()
         await self.runner.start()
+        await self.webhooks.start()
         self.metrics.generation.set(self.catalog.current.generation)
         self.catalog.subscribe(lambda before, after: self._adopt())
         self._tasks = [
@@ -375,6 +381,7 @@ class Passerelle:
     async def stop(self) -> None:
         """Ends everything in the opposite order; nothing accounted is lost."""
         await self.runner.stop(self._grace_left_s())
+        await self.webhooks.aclose()
         await self.jobs.aclose()
         await self.workshop.aclose()
         for task in self._tasks:

@@ -394,6 +394,13 @@ class JobsSection(Section, frozen=True, kw_only=True):
         float,
         Meta(ge=0.3, le=3600, description="A worker not heard of for so long has lost its jobs.", extra=SECONDS),
     ] = 30.0
+    webhook_networks: Annotated[
+        tuple[
+            Annotated[str, Meta(pattern=NETWORK, extra={"accepted": "an address or a network: 10.0.0.7, 10.0.0.0/8"})],
+            ...,
+        ],
+        Meta(description="Private networks that webhooks may reach; public addresses they always may."),
+    ] = ()
     failpoint: (
         Annotated[
             str,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -305,3 +307,47 @@ async def test_leaving_a_service_model_cancels_its_job(client: ServiceClient) ->
         (job,) = (await client.http.get("/v1/jobs?status=running")).json()["data"]
         asking.cancel()
         assert (await client.ended(job["id"], 2.0))["status"] == "cancelled"
+
+
+async def test_an_end_is_told_by_a_signed_webhook(tmp_path: Path) -> None:
+    """The receiver gets each end once it answers, signed as Standard Webhooks has it; private addresses are refused."""
+    secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
+    received: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
+    statuses = [500, 204, 204]
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        assert head == "POST /hook?x=1 HTTP/1.1"
+        headers = dict(line.split(": ", 1) for line in lines)
+        await received.put((headers, await reader.readexactly(int(headers["content-length"]))))
+        writer.write(b"HTTP/1.1 %d x\r\n\r\n" % statuses.pop(0))
+        writer.close()
+
+    server = await asyncio.start_server(receive, "127.0.0.1", 0)
+    webhook = {"url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook?x=1", "secret": secret}
+    async with service_gateway(tmp_path, jobs={"webhook_networks": ["127.0.0.1"]}) as client:
+        job_id = await client.job(webhook=webhook, metadata={"n": 1})
+        async with asyncio.timeout(20):
+            tellings = [await received.get(), await received.get()]
+        assert {headers["webhook-id"] for headers, _ in tellings} == {f"msg_{job_id}"}
+        headers, body = tellings[1]
+        signed = f"msg_{job_id}.{headers['webhook-timestamp']}.".encode() + body
+        expected = base64.b64encode(hmac.digest(b"s" * 32, signed, "sha256")).decode()
+        assert headers["webhook-signature"] == f"v1,{expected}"
+        told = json.loads(body)
+        assert (told["type"], told["data"]["id"], told["data"]["metadata"]) == ("job.succeeded", job_id, {"n": 1})
+        shown = await client.http.get(f"/v1/jobs/{job_id}")
+        assert shown.json()["webhook"] == webhook["url"]
+        assert secret not in shown.text
+        assert [job["id"] for job in (await client.http.get("/v1/jobs")).json()["data"]] == [job_id]
+        private = await client.job(webhook={"url": "http://169.254.169.254/", "secret": secret})
+        async with asyncio.timeout(20):
+            while not any(
+                job["service"] == private and job["error"]
+                for job in (await client.http.get("/v1/jobs?kind=webhook")).json()["data"]
+            ):
+                await asyncio.sleep(0.05)
+        for wrong in ({"url": "ftp://x/", "secret": secret}, {"url": webhook["url"], "secret": "whsec_short"}):
+            assert (await client.submit(webhook=wrong)).status_code == 400
+    server.close()
+    assert received.empty()

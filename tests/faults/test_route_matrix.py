@@ -241,6 +241,8 @@ class Realm:
         if name == "response_id":
             body = {"model": "far", "input": "text", "background": True}
             return str(json.loads(self.ask("POST", "/v1/responses", self.keys["tenant admin"], body)[2])["id"])
+        if name == "id" and "/jobs/" in path:
+            return "job_" + "1" * 36
         return {"file": "swagger-ui.css", "version": "1"}.get(name, "far")
 
     def _file_id(self, text: str = "text") -> str:

@@ -33,6 +33,9 @@ SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - the prefix of secrets
 MAX_ATTEMPTS = 12
 """With the queue's back-off, a receiver may be away for some eight minutes; a dead one can be replayed."""
 LOOK_S = 5.0
+"""How often ends are looked for that other processes wrote."""
+_GATHER_S = 0.2
+"""Ends that come together are looked for together."""
 _WINDOW_MS = 3 * 86_400_000
 _AT_ONCE = 200
 _log = logging.getLogger(__name__)
@@ -150,9 +153,10 @@ class Webhooks:
                 _log.warning("ends of jobs could not be looked for: %s", error.message)
             except PasserelleError as error:
                 _log.warning("the end of a job could not be announced: %s", error.message)
+            self._wake.clear()
+            await asyncio.sleep(_GATHER_S)
             try:
                 async with asyncio.timeout(LOOK_S):
-                    self._wake.clear()
                     await self._wake.wait()
             except TimeoutError:
                 pass

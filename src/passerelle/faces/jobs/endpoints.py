@@ -98,7 +98,8 @@ class JobsFace:
     async def restore(self, context: Context) -> None:
         """``POST /v1/jobs/{id}/results/{version}/restore``: an older version becomes the newest, as a copy."""
         await read_nothing(context)
-        version = _version(context.parameters["version"]) or 1
+        text = context.parameters["version"]
+        version = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
         made = await self._store_of(context.caller).restore(context.parameters["id"], version)
         await respond(context, result_answer(made))
 

@@ -16,9 +16,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from passerelle.storage.tables.base import metadata
+
+_TOLD = text("webhook IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -72,6 +75,7 @@ jobs = Table(
     Index("ix_jobs_queued", "urgency", "turn", "id"),
     Index("ix_jobs_queued_key", "urgency", "key_id", "turn"),
     Index("ix_jobs_running", "key_id", "lease_until_ms"),
+    Index("ix_jobs_webhook", "finished_at_ms", sqlite_where=_TOLD, postgresql_where=_TOLD),
     Index("ix_jobs_expires_at_ms", "expires_at_ms"),
 )
 
