@@ -298,9 +298,7 @@ class Passerelle:
                     docs=DocsFace(),
                     auth=self.people.face,
                     audit=AuditFace(self.database),
-                    responses=ResponsesFace(
-                        calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder
-                    ),
+                    responses=ResponsesFace(calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder),
                     files=FilesFace(lambda caller: FileStore.of(self.database, file_rules, caller)),
                     linto=LintoFace(self.workshop.holder, store_of, extractor),
                     linto_sockets=LintoSockets(

@@ -61,7 +61,9 @@ def bare(path: str) -> str:
 def test_every_route_is_documented_with_its_scope() -> None:
     """docs/operations.md names method, path and scope of each route, and no route that is not there."""
     rows = [
-        line.split("|")[1:3] for line in OPERATIONS.splitlines() if re.match(r"\| `(GET|POST|DELETE|PUT|PATCH|WEBSOCKET) ", line)
+        line.split("|")[1:3]
+        for line in OPERATIONS.splitlines()
+        if re.match(r"\| `(GET|POST|DELETE|PUT|PATCH|WEBSOCKET) ", line)
     ]
     documented = {
         (method, bare(path), scope.strip().strip("`"))
