@@ -14,6 +14,8 @@ from passerelle.accounting.journal import Journal
 from passerelle.accounting.ledger import Ledger
 from passerelle.accounting.retention import Retention
 from passerelle.accounting.rollup import Rollup
+from passerelle.batches.job import BatchJobs
+from passerelle.batches.store import BatchStore
 from passerelle.catalog.holder import Catalog
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem
 from passerelle.catalog.watch import Watcher
@@ -53,6 +55,7 @@ from passerelle.faces.jobs.following import FollowingFace
 from passerelle.faces.jobs.tickets import Tickets
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
+from passerelle.faces.openai.batches import BatchesFace, prepare
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
@@ -252,6 +255,13 @@ class Passerelle:
         def kept_responses(caller: Principal) -> ResponseStore:
             return ResponseStore.of(self.database, caller, retain_s=settings.responses.retain_s)
 
+        def kept_files(caller: Principal) -> FileStore:
+            return FileStore.of(self.database, file_rules, caller)
+
+        batch_jobs = BatchJobs(
+            self.database, self.workshop.caller, self._holder_of, kept_files, prepare, errors.envelope
+        )
+        self.kinds.add(batch_jobs.kind)
         self.kinds.add(ResponseJobs(self.workshop.caller, self._holder_of, kept_responses).kind)
 
         self.metrics.before_expose = self._publish
@@ -299,7 +309,10 @@ class Passerelle:
                     auth=self.people.face,
                     audit=AuditFace(self.database),
                     responses=ResponsesFace(calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder),
-                    files=FilesFace(lambda caller: FileStore.of(self.database, file_rules, caller)),
+                    files=FilesFace(kept_files),
+                    batches=BatchesFace(
+                        lambda caller: BatchStore.of(self.database, caller), kept_files, self.jobs.store
+                    ),
                     linto=LintoFace(self.workshop.holder, store_of, extractor),
                     linto_sockets=LintoSockets(
                         self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s

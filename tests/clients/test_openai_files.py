@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,3 +56,32 @@ def test_pages_of_files(client: openai.OpenAI) -> None:
     assert [each for each in seen if each in made] == made
     for each in made:
         client.files.delete(each)
+
+
+def test_a_batch_of_the_embedded_model(client: openai.OpenAI, server: Any) -> None:
+    """Lines in, answers out, as the documentation shows it; usage is the engine's own."""
+    body = {"model": server.model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+    lines = [
+        json.dumps({"custom_id": f"line {n}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for n in range(6)
+    ]
+    file = client.files.create(file=("lines.jsonl", "\n".join(lines).encode()), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"for": "a test"}
+    )
+    assert (batch.status, batch.metadata) == ("validating", {"for": "a test"})
+    until = time.monotonic() + 60
+    while batch.status in ("validating", "in_progress", "finalizing"):
+        assert time.monotonic() < until, batch
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed"
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is None
+    answers = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
+    assert {each["custom_id"] for each in answers} == {f"line {n}" for n in range(6)}
+    for each in answers:
+        assert each["response"]["body"]["choices"][0]["message"]["content"]
+        assert 0 < each["response"]["body"]["usage"]["completion_tokens"] <= 8
+    output = client.files.retrieve(batch.output_file_id)
+    assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")

@@ -119,6 +119,10 @@ GET /v1/responses/{response_id}                    401 403 200 404 200 404
 DELETE /v1/responses/{response_id}                 401 403 200 404 200 404
 POST /v1/responses/{response_id}/cancel            401 403 200 404 200 404
 GET /v1/responses/{response_id}/input_items        401 403 200 404 200 404
+POST /v1/batches                                   401 403 400 400 400 400
+GET /v1/batches                                    401 403 200 200 200 200
+GET /v1/batches/{batch_id}                         401 403 200 404 200 404
+POST /v1/batches/{batch_id}/cancel                 401 403 200 404 200 404
 POST /v1/files                                     401 403 415 415 415 415
 GET /v1/files                                      401 403 200 200 200 200
 GET /v1/files/{file_id}                            401 403 200 404 200 404
@@ -238,6 +242,12 @@ class Realm:
             return str(models[0]["targets"][0]["id"])
         if name == "file_id":
             return self._file_id()
+        if name == "batch_id":
+            request = {"custom_id": "a", "method": "POST", "url": "/v1/completions"}
+            text = json.dumps({**request, "body": {"model": "far", "prompt": "x"}})
+            body = {"input_file_id": self._file_id(text, "batch"), "endpoint": "/v1/completions"}
+            body["completion_window"] = "24h"
+            return str(json.loads(self.ask("POST", "/v1/batches", self.keys["tenant admin"], body)[2])["id"])
         if name == "response_id":
             body = {"model": "far", "input": "text", "background": True}
             return str(json.loads(self.ask("POST", "/v1/responses", self.keys["tenant admin"], body)[2])["id"])
@@ -245,8 +255,8 @@ class Realm:
             return "job_" + "1" * 36
         return {"file": "swagger-ui.css", "version": "1"}.get(name, "far")
 
-    def _file_id(self, text: str = "text") -> str:
-        lines = ["--cut", 'Content-Disposition: form-data; name="purpose"', "", "user_data"]
+    def _file_id(self, text: str = "text", purpose: str = "user_data") -> str:
+        lines = ["--cut", 'Content-Disposition: form-data; name="purpose"', "", purpose]
         lines += ["--cut", 'Content-Disposition: form-data; name="file"; filename="f"', "", text, "--cut--", ""]
         headers = {"content-type": "multipart/form-data; boundary=cut"}
         headers["authorization"] = f"Bearer {self.keys['tenant admin']}"

@@ -25,6 +25,7 @@ from passerelle.faces.auth_wire import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.jobs.described import JOBS
 from passerelle.faces.opea.described import OPEA
+from passerelle.faces.openai.batches import BATCHES
 from passerelle.faces.openai.files import FILES
 from passerelle.faces.rerank.described import RERANK
 from passerelle.faces.responses.described import RESPONSES
@@ -168,6 +169,7 @@ DESCRIBED: tuple[Described, ...] = (
     *LIMITS,
     *PRICES,
     *FILES,
+    *BATCHES,
     *RESPONSES,
     *ANTHROPIC,
     *OPEA,

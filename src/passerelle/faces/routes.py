@@ -25,6 +25,7 @@ from passerelle.faces.health import HealthFace
 from passerelle.faces.jobs.endpoints import JobsFace
 from passerelle.faces.jobs.following import FollowingFace
 from passerelle.faces.opea.endpoints import OpeaFace
+from passerelle.faces.openai.batches import BatchesFace
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.rerank.endpoints import RerankFace
@@ -68,6 +69,7 @@ class Faces:
     following: FollowingFace
     files: FilesFace
     responses: ResponsesFace
+    batches: BatchesFace
 
 
 def routes(faces: Faces) -> list[Route]:
@@ -210,6 +212,10 @@ def _kept(faces: Faces) -> list[Route]:
         Route("GET", "/v1/files/{file_id}", do, files.show),
         Route("GET", "/v1/files/{file_id}/content", do, files.content),
         Route("DELETE", "/v1/files/{file_id}", do, files.delete),
+        Route("POST", "/v1/batches", do, faces.batches.create),
+        Route("GET", "/v1/batches", do, faces.batches.list),
+        Route("GET", "/v1/batches/{batch_id}", do, faces.batches.show),
+        Route("POST", "/v1/batches/{batch_id}/cancel", do, faces.batches.cancel),
         Route("POST", "/v1/responses", do, faces.responses.create),
         Route("GET", "/v1/responses/{response_id}", do, faces.responses.show),
         Route("DELETE", "/v1/responses/{response_id}", do, faces.responses.delete),
