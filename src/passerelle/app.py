@@ -6,7 +6,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from passerelle.accounting.retention import Retention
 from passerelle.accounting.rollup import Rollup
 from passerelle.batches.job import BatchJobs
 from passerelle.batches.store import BatchStore
-from passerelle.catalog.holder import Catalog
+from passerelle.catalog.holder import Catalog, Reloaded
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem
 from passerelle.catalog.watch import Watcher
 from passerelle.domain.client import Headers
@@ -103,6 +104,7 @@ from passerelle.responses.store import ResponseStore
 from passerelle.services.caller import GatewayCaller
 from passerelle.services.extract.extractor import Extractor
 from passerelle.services.folder import ServiceCatalog
+from passerelle.services.upstream import ServiceUpstream
 from passerelle.settings import Configuration, Settings, reloader
 from passerelle.sign_on import PeopleSignOn, translate
 from passerelle.storage.engine import open_database
@@ -197,7 +199,7 @@ class Passerelle:
         self.watcher = Watcher(
             self.catalog,
             configuration.files,
-            reloader(configuration, environ),
+            self._reloader(reloader(configuration, environ)),
             on_result=lambda error: self.metrics.reloads.labels("ok" if error is None else "error").inc(),
         )
 
@@ -241,12 +243,15 @@ class Passerelle:
                 self.fleet,
                 self.engines,
                 self.windows.of,
-                timeout_s=settings.server.request_timeout_s,
+                timeout_s=settings.services.call_timeout_s or settings.server.request_timeout_s,
+                max_parallel=settings.services.max_parallel_calls,
             ),
             self.kinds,
             self._holder_of,
             on_loaded=self._note_services,
         )
+        self.upstream = ServiceUpstream(settings.services.api_base, settings.services.api_key)
+        self.workshop.holder.subscribe(lambda before, after: self._extend_catalog())
 
         # What clients leave here
         file_rules = FileRules(settings.files.max_file_bytes, settings.files.quota_bytes, settings.files.retain_s)
@@ -305,14 +310,14 @@ class Passerelle:
                     keys=KeysFace(self.database, self.catalog, repeats, changed),
                     limits=LimitsFace(self.database, self.limits, repeats),
                     prices=PricesFace(self.database, self.limits, repeats),
-                    docs=DocsFace(),
+                    docs=DocsFace(settings.server.name),
                     auth=self.people.face,
                     audit=AuditFace(self.database),
-                    responses=ResponsesFace(calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder),
                     files=FilesFace(kept_files),
                     batches=BatchesFace(
                         lambda caller: BatchStore.of(self.database, caller), kept_files, self.jobs.store
                     ),
+                    responses=ResponsesFace(calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder),
                     linto=LintoFace(self.workshop.holder, store_of, extractor),
                     linto_sockets=LintoSockets(
                         self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s
@@ -327,7 +332,8 @@ class Passerelle:
                     ),
                     jobs=JobsFace(store_of, tickets),
                     following=FollowingFace(self.jobs, store_of, tickets, presence, origins),
-                )
+                ),
+                settings.server.docs_path,
             )
         )
         self.dispatcher = Dispatcher(
@@ -370,6 +376,7 @@ class Passerelle:
         self.fleet.sync()
         self.prober.adopt()
         await self.workshop.start()
+        self._adopt()
         await self.jobs.start()
         await self.runner.start()
         await self.webhooks.start()
@@ -437,6 +444,27 @@ class Passerelle:
                 return None
             return account.principal()
         return await self.credentials.holder(key_id)
+
+    def _reloader(self, load: Callable[[], Reloaded]) -> Callable[[], Reloaded]:
+        """Adds the models that services name to those of the files."""
+
+        def loaded() -> Reloaded:
+            found = load()
+            return replace(found, snapshot=self.upstream.extend(found.snapshot, self._named_by_services()))
+
+        return loaded
+
+    def _extend_catalog(self) -> None:
+        before, error = self.catalog.current, self.catalog.last_error
+        after = self.upstream.extend(before, self._named_by_services())
+        if after is not before:
+            self.catalog.swap(after)
+            if error is not None:
+                self.catalog.refuse(error)
+
+    def _named_by_services(self) -> list[str]:
+        services = self.workshop.holder.current.services.values()
+        return [name for service in services for name in service.models]
 
     def _note_services(self, catalog: ServiceCatalog) -> None:
         self.metrics.services.set(len(catalog.services))

@@ -21,6 +21,7 @@ from passerelle.catalog.compile import CATALOG_KEYS, examine
 from passerelle.catalog.document import Document
 from passerelle.catalog.guardrails import GuardrailSection, read_guardrails
 from passerelle.catalog.holder import Reloaded
+from passerelle.catalog.linto import add_linto, find_linto
 from passerelle.catalog.node import Entry, Scalar
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem
 from passerelle.catalog.schema import SECONDS, ModelSection, Word
@@ -101,6 +102,13 @@ class ServerSection(Section, frozen=True, kw_only=True):
         ],
         Meta(description="Other origins whose pages may open websockets; `*` for any: for a private network only."),
     ] = ()
+    name: Annotated[
+        str, Meta(min_length=1, max_length=200, description="What the API calls itself in its description.")
+    ] = "Passerelle"
+    docs_path: Annotated[
+        str,
+        Meta(pattern=r"^/[A-Za-z0-9/_.\-]{0,200}\Z", description="A further address of the API's description."),
+    ] = "/docs"
 
 
 class MailSection(Section, frozen=True, kw_only=True):
@@ -328,6 +336,44 @@ class ServicesSection(Section, frozen=True, kw_only=True):
     max_retry_delay_s: Annotated[
         float, Meta(gt=0, le=3600, description="The longest wait between two of these.", extra=SECONDS)
     ] = 10.0
+    call_timeout_s: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=86_400,
+                description="For one call of a model by a service; `server.request_timeout_s` when left out.",
+                extra=SECONDS,
+            ),
+        ]
+        | None
+    ) = None
+    max_parallel_calls: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=100_000,
+                description="Calls of models by all services of one process at once; what the models bear when left "
+                "out.",
+            ),
+        ]
+        | None
+    ) = None
+    api_base: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_URL,
+                description="An OpenAI server for every model that a service names and `models` does not.",
+                extra={"accepted": "a URL: http://vllm:8000/v1"},
+            ),
+        ]
+        | None
+    ) = None
+    api_key: (
+        Annotated[str, Meta(min_length=1, max_length=1000, description="Its key.", extra={"secret": True})] | None
+    ) = None
     ws_polling_interval_s: Annotated[
         float, Meta(ge=0.01, le=3600, description="How often `/ws/results` sends a job's state again.", extra=SECONDS)
     ] = 3.0
@@ -524,6 +570,9 @@ def load_configuration(
     config = find_config(config, environ, home)
     document = gather(config, environ, given)
     _add_conventional(document, environ)
+    linto = find_linto(document, config, home)
+    if linto is not None:
+        add_linto(document, linto, environ)
     shaper = Shaper()
     keys = shaper.section(ConfigurationFile, document.root, "", apart=CATALOG_KEYS)
     models, problems = examine(document)

@@ -26,6 +26,18 @@ summarize/en:
 """
 TEXT = "\n".join(f"{'AB'[n % 2]} : said number {n} and more" for n in range(12))
 """Four calls of the service."""
+VARIABLES = {
+    "OPENAI_API_TOKEN": "upstream-token",
+    "MAX_RETRIES": "3",
+    "MAX_RETRY_DELAY": "0.1",
+    "TIMEOUT": "1",
+    "MAX_CONCURRENT_INFERENCES": "2",
+    "WS_POLLING_INTERVAL": "0.1",
+    "SWAGGER_URL": "/api-docs",
+    "SERVICE_NAME": "LLM_Gateway",
+    "PASSERELLE_MODELS": '[{"name": "other", "targets": [{"url": "http://127.0.0.1:9/v1"}]}]',
+}
+"""LinTO's, and a model of ours that no service uses."""
 
 
 class ServiceClient:
@@ -120,8 +132,13 @@ class ServiceClient:
 
 
 @asynccontextmanager
-async def service_gateway(folder: Path, **settings: Any) -> AsyncIterator[ServiceClient]:
-    """The gateway on a folder as LinTO's users have it; the client is the operator."""
+async def service_gateway(
+    folder: Path, *, from_variables: bool = False, **settings: Any
+) -> AsyncIterator[ServiceClient]:
+    """The gateway on a folder as LinTO's users have it; the client is the operator.
+
+    ``from_variables``: the model is found by LinTO's variables, in place of a configuration of ours.
+    """
     conf = folder / ".hydra-conf" / "services"
     conf.mkdir(parents=True)
     (conf / "en.yaml").write_text(MANIFEST)
@@ -130,7 +147,11 @@ async def service_gateway(folder: Path, **settings: Any) -> AsyncIterator[Servic
     (folder / "prompts" / "summarize-en.txt").write_text("Summarize:\n{}\n")
     async with Upstream(kind="vllm") as upstream:
         model = {"name": "m", "targets": [{"url": upstream.url, "model": "m"}]}
-        gateway = GatewayProcess(folder / "home", {"models": [model], **settings})
+        if from_variables:
+            environ = VARIABLES | {"OPENAI_API_BASE": upstream.url}
+            gateway = GatewayProcess(folder / "home", environ=environ)
+        else:
+            gateway = GatewayProcess(folder / "home", {"models": [model], **settings})
         await asyncio.to_thread(gateway.start)
         client = ServiceClient(gateway, upstream, gateway.key)
         try:

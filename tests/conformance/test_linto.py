@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.conformance.services_gateway import TEXT, ServiceClient, service_gateway
-from tests.harness.upstreamd import never, normal
+from tests.harness.upstreamd import Seen, Step, never, normal
 from websockets.exceptions import ConnectionClosed
 
 pytestmark = pytest.mark.slow
@@ -103,3 +103,27 @@ async def test_refusals_in_words(linto: ServiceClient) -> None:
     assert (missing.status_code, missing.json()["detail"][0]["loc"]) == (422, ["body", "flavor"])
     utf16 = await linto.generate(TEXT.encode("utf-16"), "réunion.txt")
     assert (await linto.done(utf16.json()["jobId"]))["status"] == "complete"
+
+
+async def test_the_originals_variables_are_obeyed(tmp_path: Path) -> None:
+    """With nothing of ours configured, models are found at OPENAI_API_BASE, calls bounded, retried and timed out."""
+    async with service_gateway(tmp_path, from_variables=True) as linto:
+        hanging = [never(), never()]
+
+        def scenario(seen: Seen) -> list[Step]:
+            return [hanging.pop() if "chat" in seen.path and hanging else normal()]
+
+        linto.upstream.scenario = scenario
+        job_id = (await linto.generate()).json()["jobId"]
+        await linto.asked(2)
+        assert len(linto.chats) == 2  # no more at once
+        state = await linto.done(job_id)
+        assert state["status"] == "complete", state  # the two calls that hung were given up and made again
+        assert len(linto.chats) == 6
+        stalled = [seen for seen in linto.upstream.requests if "chat" in seen.path][:2]
+        assert all(seen.headers.get("authorization") == "Bearer upstream-token" for seen in stalled)
+        models = (await linto.http.get("/v1/models")).json()["data"]
+        assert "m" in [model["id"] for model in models]
+        moved = await linto.http.get("/api-docs")
+        assert (moved.status_code, moved.headers["location"]) == (308, "/docs")
+        assert (await linto.http.get("/openapi.json")).json()["info"]["title"] == "LLM_Gateway"

@@ -74,14 +74,19 @@ _TAGS = [
 
 
 class DocsFace:
-    """The page, its files and the description."""
+    """The page, its files and the description. ``name`` is what the API calls itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "Passerelle") -> None:
+        self._name = name
         self._described: bytes | None = None
 
     async def page(self, context: Context) -> None:
         """The page."""
         await self._respond(context, b"text/html; charset=utf-8", _PAGE)
+
+    async def moved(self, context: Context) -> None:
+        """A further address of the page (``server.docs_path``)."""
+        await context.exchange.client.respond(308, [(b"location", b"/docs")], b"")
 
     async def file(self, context: Context) -> None:
         """A file of the page. Raises NotFound for any other name."""
@@ -97,7 +102,7 @@ class DocsFace:
     async def openapi(self, context: Context) -> None:
         """The description, OpenAPI 3.1."""
         if self._described is None:
-            self._described = msgspec.json.encode(describe())
+            self._described = msgspec.json.encode(describe(self._name))
         await self._respond(context, b"application/json", self._described)
 
     @staticmethod
@@ -117,12 +122,12 @@ def _assets() -> Path:
     return Path(spec.origin).parent / "static"
 
 
-def describe() -> dict[str, object]:
+def describe(name: str = "Passerelle") -> dict[str, object]:
     """Returns the OpenAPI document of all routes but this page's own."""
     components = openapi_components()
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Passerelle", "version": __version__, "description": _DESCRIPTION},
+        "info": {"title": name, "version": __version__, "description": _DESCRIPTION},
         "tags": _TAGS,
         "security": [{"key": []}],
         "paths": openapi_paths() | control_paths(),

@@ -72,8 +72,8 @@ class Faces:
     batches: BatchesFace
 
 
-def routes(faces: Faces) -> list[Route]:
-    """Returns the table."""
+def routes(faces: Faces, docs_path: str = "/docs") -> list[Route]:
+    """Returns the table; ``docs_path`` is a further address of the description."""
     openai, health, router, docs = faces.openai, faces.health, faces.router, faces.docs
     table = [
         Route("POST", "/v2/rerank", Scope.INFERENCE, faces.rerank.rerank),
@@ -123,6 +123,8 @@ def routes(faces: Faces) -> list[Route]:
             Route("POST", f"{prefix}/generate_stream", Scope.INFERENCE, tgi.generate_stream, render),
             Route("GET", f"{prefix}/info", Scope.INFERENCE, tgi.info, render),
         ]
+    if all(route.path != docs_path for route in table):
+        table.append(Route("GET", docs_path, None, docs.moved))
     auth = faces.auth
     table += [
         Route("GET", "/admin/audit", Scope.AUDIT_READ, faces.audit.show),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from passerelle.gateway.targets import Fleet
 PARALLEL_WITHOUT_LIMIT = 32
 """Calls at one time of a model whose servers name no bound: as many as keep a batching server busy."""
 _COUNTS_AT_ONCE = 16
+_COUNTS_KEPT = 20_000
+"""Counts of texts that one caller remembers, by their digests."""
 _COUNT_TIMEOUT_S = 10.0
 _BYTES_PER_TOKEN = 2.5
 """For servers that offer no tokenizer: fewer bytes than a token of any common vocabulary has on average."""
@@ -73,7 +76,10 @@ class ModelCaller(Protocol):
 
 
 class GatewayCaller:
-    """As `ModelCaller`, over the gateway of this process. ``window`` knows models' context windows."""
+    """As `ModelCaller`, over the gateway of this process. ``window`` knows models' context windows.
+
+    ``timeout_s`` is for one call; ``max_parallel`` bounds those of all services together.
+    """
 
     def __init__(
         self,
@@ -84,7 +90,10 @@ class GatewayCaller:
         window: Callable[[Model], int | None],
         *,
         timeout_s: float,
+        max_parallel: int | None = None,
     ) -> None:
+        self._places = None if max_parallel is None else asyncio.Semaphore(max_parallel)
+        self._max_parallel = max_parallel
         self._gateway = gateway
         self._catalog = catalog
         self._fleet = fleet
@@ -108,6 +117,14 @@ class GatewayCaller:
 
         Raises PasserelleError.
         """
+        if self._places is None or service is None:
+            return await self._run(principal, service, priority, request)
+        async with self._places:
+            return await self._run(principal, service, priority, request)
+
+    async def _run(
+        self, principal: Principal, service: str | None, priority: Priority, request: Request
+    ) -> tuple[Call, bytes]:
         now = time.monotonic()
         call = Call(
             request_id=self._ids.next(),
@@ -150,7 +167,8 @@ class GatewayCaller:
         """Returns how many calls the model's servers bear at once, None for any number."""
         model = self.model(name)
         pool = None if model is None else self._fleet.pool(model.name)
-        return None if pool is None else pool.capacity
+        known = [most for most in (None if pool is None else pool.capacity, self._max_parallel) if most is not None]
+        return min(known, default=None)
 
 
 class _Caller:
@@ -159,7 +177,7 @@ class _Caller:
         self._principal = principal
         self._service = service
         self._priority = priority
-        self._counted: dict[tuple[str, str], int] = {}
+        self._counted: dict[tuple[str, bytes], int] = {}
 
     async def ask(self, model: str, prompt: str, options: Options) -> Answer:
         began = time.monotonic()
@@ -178,17 +196,21 @@ class _Caller:
         )
 
     async def count(self, model: str, texts: Sequence[str]) -> list[int]:
-        fresh = [text for text in dict.fromkeys(texts) if (model, text) not in self._counted]
-        places = asyncio.Semaphore(_COUNTS_AT_ONCE)
+        keys = [(model, _digest(text)) for text in texts]
+        fresh = iter({key: text for key, text in zip(keys, texts, strict=True) if key not in self._counted}.items())
 
-        async def one(text: str) -> None:
-            async with places:
-                self._counted[model, text] = await self._count(model, _completion(model, text), text)
+        async def some() -> None:
+            for key, text in fresh:
+                self._counted[key] = await self._count(model, _completion(model, text), text)
 
+        # As many tasks as questions at one time, not as texts: a book has a hundred thousand.
         async with asyncio.TaskGroup() as group:
-            for text in fresh:
-                group.create_task(one(text))
-        return [self._counted[model, text] for text in texts]
+            for _ in range(min(_COUNTS_AT_ONCE, len(keys))):
+                group.create_task(some())
+        counts = [self._counted[key] for key in keys]
+        if len(self._counted) > _COUNTS_KEPT:
+            self._counted.clear()
+        return counts
 
     async def count_prompt(self, model: str, prompt: str) -> int:
         return await self._count(model, _chat(model, prompt, Options(max_tokens=1)), prompt)
@@ -291,6 +313,10 @@ def _chat(model: str, prompt: str, options: Options) -> Request:
     elif options.json:
         document["response_format"] = {"type": "json_object"}
     return _request(Operation.CHAT, model, document, options.max_tokens)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _completion(model: str, text: str) -> Request:
