@@ -7,6 +7,7 @@ event has the whole answer. What broke ends with response.failed.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -72,7 +73,7 @@ class ResponseRendering:
             error = event["error"]
             return out + self._fail(error.get("code") or "server_error", error.get("message") or "")
         if event.get("usage"):
-            self.answer["usage"] = _usage(event["usage"])
+            self.answer["usage"] = usage_of(event["usage"])
         for choice in event.get("choices") or ():
             out += self._delta(choice)
             self._finish = choice.get("finish_reason") or self._finish
@@ -207,7 +208,7 @@ class ResponseRendering:
     def _conclude(self, usage: dict[str, Any] | None) -> None:
         """Gives the answer its final state."""
         if usage:
-            self.answer["usage"] = _usage(usage)
+            self.answer["usage"] = usage_of(usage)
         reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self._finish or "")
         if reason is None:
             self.answer |= {"status": "completed", "completed_at": int(time.time())}
@@ -250,13 +251,17 @@ def _logprobs(choice: dict[str, Any]) -> list[Any]:
     return list((choice.get("logprobs") or {}).get("content") or ())
 
 
-def _usage(usage: dict[str, Any]) -> dict[str, Any]:
+def usage_of(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a chat's usage in the names of Responses."""
     read, wrote = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    cache = usage.get("prompt_tokens_details") or {}
     thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         "input_tokens": read,
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens_details": {
+            "cached_tokens": cache.get("cached_tokens") or 0,
+            "cache_write_tokens": cache.get("cache_write_tokens") or 0,
+        },
         "output_tokens": wrote,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": read + wrote,

@@ -13,7 +13,7 @@ import msgspec
 
 from passerelle.domain.principal import Principal
 from passerelle.domain.request import Operation, Request
-from passerelle.faces.responses.answers import ResponseRendering, text_message
+from passerelle.faces.responses.answers import ResponseRendering, text_message, usage_of
 from passerelle.gateway.queue import Priority
 from passerelle.jobs.context import JobContext, JobFailed, Kind
 from passerelle.jobs.job import Claim, Job, JobState, ResultVersion
@@ -92,17 +92,11 @@ def as_job_is(document: dict[str, Any], job: Job | None) -> dict[str, Any]:
 def of_service(document: dict[str, Any], result: ResultVersion) -> dict[str, Any]:
     """Returns the answer of a service whose job has succeeded."""
     details = (result.details or {}).get("usage") or {}
-    read, wrote = int(details.get("prompt_tokens") or 0), int(details.get("completion_tokens") or 0)
+    details = details | {"prompt_tokens_details": {"cached_tokens": details.get("cached_tokens")}}
     return {
         **document,
         "status": "completed",
         "completed_at": int(time.time()),
         "output": [text_message(result.content)],
-        "usage": {
-            "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": int(details.get("cached_tokens") or 0)},
-            "output_tokens": wrote,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": read + wrote,
-        },
+        "usage": usage_of(details),
     }

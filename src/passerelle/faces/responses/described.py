@@ -21,9 +21,10 @@ class ResponseError(msgspec.Struct):
 
 
 class InputDetails(msgspec.Struct):
-    """Tokens that a cache had."""
+    """Tokens that a cache had, and that were put into one."""
 
     cached_tokens: int
+    cache_write_tokens: int
 
 
 class OutputDetails(msgspec.Struct):
