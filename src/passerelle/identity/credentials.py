@@ -152,7 +152,8 @@ async def rights_of(connection: AsyncConnection, maker: Maker, now_ms: int) -> R
         return OPERATOR
     if principal.key_id.startswith("session:"):
         scopes = await _session_scopes(connection, principal)
-        return Rights(scopes, principal.project if principal.confined else None)
+        project = principal.project if principal.confined else None
+        return Rights(scopes, project, confined=principal.confined)
     row = (await connection.execute(with_all_above().where(keys.c.id == principal.key_id))).mappings().first()
     if row is None or has_ended(row) or (row["expires_at_ms"] or now_ms + 1) <= now_ms:
         raise Unauthenticated("The key was revoked or has expired; use another.")
@@ -166,6 +167,7 @@ async def rights_of(connection: AsyncConnection, maker: Maker, now_ms: int) -> R
         networks=parse_networks(row["networks"]),
         expires_at_ms=row["expires_at_ms"],
         weight=row["weight"],
+        confined=now.confined,
     )
 
 

@@ -132,6 +132,7 @@ class KeyStore:
                 weight=chosen(options.weight, 1.0),
             )
             check(having, giving)
+            await self._check_confined(connection, having, user)
             await self._check_role(connection, user, scopes)
             row = {
                 "id": new_id("key"),
@@ -280,6 +281,7 @@ class KeyStore:
         if state != "active":
             raise Conflict(f"The key {key.name!r} is {state}: create a new one instead.")
         check(having, key.rights)
+        await self._check_confined(connection, having, key.user)
         return key, having
 
     async def _project(self, connection: AsyncConnection, by: Maker, project: str | Default) -> str:
@@ -329,6 +331,22 @@ class KeyStore:
         if found.project not in (None, project):
             raise BadRequest("The user belongs to another project.", param="project")
         return wanted
+
+    async def _check_confined(self, connection: AsyncConnection, having: Rights, user: str | None) -> None:
+        """Raises Forbidden where one who belongs to a project would get a key that reaches beyond it.
+
+        A key of nobody, or of a user of the whole organisation, may manage all projects by the same scopes.
+        """
+        if not having.confined or having.everywhere:
+            return
+        query = select(users.c.project).where(users.c.id == user, users.c.organisation == self._organisation)
+        if user is None or (await connection.execute(query)).scalar_one_or_none() != having.project:
+            raise Forbidden(
+                "You belong to one project: only keys of its own people and service accounts are yours to make and "
+                "change.",
+                code="insufficient_scope",
+                param="user",
+            )
 
     async def _check_role(self, connection: AsyncConnection, user: str | None, scopes: frozenset[Scope]) -> None:
         if user is None:

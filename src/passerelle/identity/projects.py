@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import RowMapping, insert, or_, select, tuple_, update
@@ -19,7 +19,7 @@ from passerelle.domain.principal import Scope
 from passerelle.identity import audit
 from passerelle.identity.credentials import rights_of
 from passerelle.identity.options import SAME, Default, check_name, check_version, chosen
-from passerelle.identity.rights import Maker, Names, Rights, check
+from passerelle.identity.rights import Maker, Names, Rights, check, common
 from passerelle.identity.sequence import advance
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import organisations, projects
@@ -136,6 +136,10 @@ class ProjectStore:
             name = check_name(chosen(options.name, before.name))
             if name != before.name:
                 await self._check_free(connection, name)
+            if having.confined:
+                # The bounds of the project are theirs: they may draw them closer, not wider.
+                models, services = common(having.models, before.models), common(having.services, before.services)
+                having = replace(having, models=models, services=services)
             values = self._bounds(having, options, before.models, before.services)
             return await self._write(connection, by, "project.update", before, changed, {"name": name, **values})
 

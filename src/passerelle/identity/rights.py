@@ -36,7 +36,8 @@ class Maker:
 @dataclass(frozen=True, slots=True)
 class Rights:
     """What a maker has, or a key is to have. ``project`` None is every project of the organisation; ``networks`` None
-    is every address; ``expires_at_ms`` None is never."""
+    is every address; ``expires_at_ms`` None is never. ``confined``: whoever has them belongs to that one project, and
+    so must everybody whom they are given to."""
 
     scopes: frozenset[Scope]
     project: str | None = None
@@ -45,6 +46,7 @@ class Rights:
     networks: tuple[Network, ...] | None = None
     expires_at_ms: int | None = None
     weight: float = 1.0
+    confined: bool = False
 
     @property
     def everywhere(self) -> bool:

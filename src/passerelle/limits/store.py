@@ -66,13 +66,22 @@ class Changes:
 class LimitStore:
     """The limits of one organisation; of ``EVERYWHERE``: those on models that all share.
 
-    Another organisation's limit does not exist here. ``clock`` gives seconds since the epoch. Every method may raise
-    StorageError.
+    Another organisation's limit does not exist here. With ``project``, the id of the one project somebody belongs to,
+    neither do those of other projects, their keys and users. ``clock`` gives seconds since the epoch. Every method may
+    raise StorageError.
     """
 
-    def __init__(self, database: Database, organisation: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        organisation: str,
+        *,
+        project: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._database = database.of(organisation)
         self._organisation = organisation
+        self._project = project
         self._clock = clock
 
     async def create(self, new: NewLimit, actor: Actor) -> Limit:
@@ -164,7 +173,23 @@ class LimitStore:
             return [_limit(row) for row in (await connection.execute(query)).mappings()]
 
     def _query(self) -> Select[Any]:
-        return select(limits).where(limits.c.organisation == self._organisation, limits.c.removed_at_ms.is_(None))
+        query = select(limits).where(limits.c.organisation == self._organisation, limits.c.removed_at_ms.is_(None))
+        if self._project is None:
+            return query
+        kind, subject = limits.c.subject_kind, limits.c.subject_id
+        return query.where(
+            or_(
+                kind.in_((SubjectKind.ORGANISATION.value, SubjectKind.MODEL.value)),
+                and_(kind == SubjectKind.PROJECT.value, subject == self._project),
+                and_(kind == SubjectKind.USER.value, subject.in_(self._inside(users, users.c.project))),
+                and_(kind == SubjectKind.KEY.value, subject.in_(self._inside(keys, keys.c.project))),
+            )
+        )
+
+    def _inside(self, table: Any, project: Any) -> Select[Any]:
+        """The ids of the organisation's projects, users or keys; those of the one project where there is one."""
+        query = select(table.c.id).where(table.c.organisation == self._organisation)
+        return query if self._project is None else query.where(project == self._project)
 
     def _same(self, new: NewLimit) -> Select[Any]:
         return self._query().where(
@@ -205,15 +230,17 @@ class LimitStore:
         if kind is SubjectKind.MODEL:
             return
         queries = {
-            SubjectKind.PROJECT: select(projects.c.id).where(projects.c.organisation == own, projects.c.id == subject),
-            SubjectKind.USER: select(users.c.id).where(users.c.organisation == own, users.c.id == subject),
-            SubjectKind.KEY: select(keys.c.id).where(keys.c.organisation == own, keys.c.id == subject),
+            SubjectKind.PROJECT: self._inside(projects, projects.c.id).where(projects.c.id == subject),
+            SubjectKind.USER: self._inside(users, users.c.project).where(users.c.id == subject),
+            SubjectKind.KEY: self._inside(keys, keys.c.project).where(keys.c.id == subject),
         }
         if kind is SubjectKind.ORGANISATION:
             there = subject == own
         else:
             there = (await connection.execute(queries[kind])).first() is not None
-            there = there or (kind is SubjectKind.KEY and own == "default" and subject in _WITHOUT_ROW)
+            there = there or (
+                kind is SubjectKind.KEY and own == "default" and self._project is None and subject in _WITHOUT_ROW
+            )
         if not there:
             raise NotFound(f"There is no {kind} {subject[:64]!r} in this organisation.")
 

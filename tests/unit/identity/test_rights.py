@@ -347,3 +347,38 @@ async def test_another_organisation_is_out_of_reach(database: Database) -> None:
         await store.rotate(by, theirs.key.id)
     with pytest.raises(NotFound):
         await UserStore(database, "default").update(by, stranger.id, UserOptions(role=Role.VIEWER))
+
+
+async def test_who_belongs_to_a_project_gets_no_key_that_reaches_beyond_it(database: Database) -> None:
+    """A key of nobody, or of a user of the whole organisation, would manage every project by the same scopes: neither
+    made, nor changed, nor taken over by a rotation. Those of the project's own people are theirs."""
+    boss = await make_user(database, "boss", role=Role.ADMIN)
+    chief = await make_user(database, "chief", role=Role.ADMIN, project="default")
+    robot = await make_user(database, "robot", kind="service", project="default")
+    scopes = ROLE_SCOPES[Role.ADMIN]
+    by, store = await _maker(database, user=chief.id, scopes=scopes), KeyStore(database, "default")
+    for user in (None, boss.id):
+        wide = await make_key(database, user=user, scopes=scopes)
+        for attempt in (
+            store.create(by, KeyOptions(name="k", user=user, scopes=scopes)),
+            store.create(by, KeyOptions(name="k", user=user)),
+            store.rotate(by, wide.key.id),
+            store.update(by, wide.key.id, KeyOptions(name="mine")),
+        ):
+            with pytest.raises(Forbidden, match="belong to one project"):
+                await attempt
+    made = await store.create(by, KeyOptions(name="k", user=robot.id))
+    assert (await store.rotate(by, made.key.id)).key.user == robot.id
+
+
+async def test_who_belongs_to_a_project_does_not_widen_its_bounds(database: Database) -> None:
+    """Models and services of the project were given to them: fewer are theirs to choose, others are not."""
+    chief = await make_user(database, "chief", role=Role.ADMIN, project="default")
+    by, store = await _maker(database, user=chief.id, scopes=ROLE_SCOPES[Role.ADMIN]), ProjectStore(database, "default")
+    given = ProjectOptions(models=frozenset({"a", "b"}), services=frozenset({"s"}))
+    await store.update(OPERATOR, "default", given)
+    for wider in ({"models": None}, {"models": frozenset({"a", "c"})}, {"services": None}):
+        with pytest.raises(Forbidden, match="more than you have"):
+            await store.update(by, "default", ProjectOptions(**wider))
+    after = await store.update(by, "default", ProjectOptions(name="renamed", models=frozenset({"a"})))
+    assert (after.models, after.services) == ({"a"}, {"s"})

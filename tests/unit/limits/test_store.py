@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.harness.tenants import OPERATOR, make_key, make_user
 
 from passerelle.accounting.ledger import Ledger
 from passerelle.accounting.rollup import Rollup
@@ -15,6 +16,7 @@ from passerelle.domain.errors import BadRequest, Conflict, NotFound, PasserelleE
 from passerelle.domain.principal import Principal
 from passerelle.domain.usage import Outcome, UsageRow, UsageSource
 from passerelle.identity.audit import Actor, AuditLog
+from passerelle.identity.projects import ProjectOptions, ProjectStore
 from passerelle.limits.keeper import BookKeeper, open_limits
 from passerelle.limits.limiter import Limiter
 from passerelle.limits.memory import MemoryCounters
@@ -317,3 +319,34 @@ async def test_a_store_that_cannot_be_used_is_named(database: Database, monkeypa
     monkeypatch.setitem(sys.modules, "passerelle.limits.shared", None)
     with pytest.raises(StorageError, match=r"passerelle\[redis\]"):
         open_limits(database, redis="redis://127.0.0.1:1/0")
+
+
+async def test_who_belongs_to_a_project_has_limits_of_its_keys_and_users(database: Database, store: LimitStore) -> None:
+    """Those of other projects, their keys and users do not exist there; those of the whole are seen."""
+    other = (await ProjectStore(database, "default").create(OPERATOR, ProjectOptions(name="other"))).id
+    made = {}
+    for project in ("default", other):
+        user = await make_user(database, f"u-{project}", project=project)
+        key = (await make_key(database, project=project, user=user.id)).key
+        subjects = {SubjectKind.PROJECT: project, SubjectKind.USER: user.id, SubjectKind.KEY: key.id}
+        for kind, subject in subjects.items():
+            new = NewLimit(kind, subject, Measure.REQUESTS, Period.DAY, 5)
+            made[project, kind] = (new, await store.create(new, ACTOR))
+    await store.create(OF_ORGANISATION, ACTOR)
+    inside = LimitStore(database, "default", project="default")
+    seen = {limit.rule.subject_id for limit in await inside.page(50)}
+    assert seen == {"default", *(new.subject_id for (project, _), (new, _) in made.items() if project == "default")}
+    for (project, _), (new, limit) in made.items():
+        again = replace(new, measure=Measure.TOKENS)
+        if project == "default":
+            assert (await inside.update(limit.rule.id, ACTOR, value=9)).rule.value == 9
+            await inside.create(again, ACTOR)
+            continue
+        for attempt in (
+            inside.get(limit.rule.id),
+            inside.update(limit.rule.id, ACTOR, value=9),
+            inside.remove(limit.rule.id, ACTOR),
+            inside.create(again, ACTOR),
+        ):
+            with pytest.raises(NotFound):
+                await attempt

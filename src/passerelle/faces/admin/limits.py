@@ -27,6 +27,7 @@ from passerelle.faces.admin.resource import (
     expected_version,
     listed,
     moment,
+    only_project,
     page,
     query,
     respond,
@@ -161,7 +162,7 @@ class LimitsFace:
             hard=body.hard,
         )
         store = self._store(context, parameters)
-        _may_set(context.caller, new.subject_kind, new.subject_id)
+        _may_set(context.caller, new.subject_kind)
 
         async def work() -> Answer:
             made = await store.create(new, actor(context))
@@ -201,12 +202,12 @@ class LimitsFace:
         await respond(context, Listed(found, False, None))
 
     def _store(self, context: Context, parameters: dict[str, str]) -> LimitStore:
-        return LimitStore(self._database, tenant(context, parameters))
+        return LimitStore(self._database, tenant(context, parameters), project=only_project(context))
 
     async def _own(self, context: Context, store: LimitStore) -> LimitRule:
         """Returns the limit that is meant, if the caller may change it. Raises NotFound and Forbidden."""
         rule = (await store.get(context.parameters["limit"])).rule
-        _may_set(context.caller, rule.subject_kind, rule.subject_id)
+        _may_set(context.caller, rule.subject_kind)
         return rule
 
     async def _standing(self, rule: LimitRule) -> dict[str, Any]:
@@ -219,14 +220,14 @@ class LimitsFace:
         }
 
 
-def _may_set(caller: Principal, kind: SubjectKind, subject: str) -> None:
+def _may_set(caller: Principal, kind: SubjectKind) -> None:
     """Raises Forbidden for a limit on the caller's own whole: nobody widens what they were given."""
     if Scope.ADMIN in caller.scopes:
         return
     if kind is SubjectKind.ORGANISATION:
         raise Forbidden("The limits of a whole organisation are set by who operates this server.")
-    if caller.confined and (kind is not SubjectKind.PROJECT or subject != caller.project):
-        raise Forbidden("Your account belongs to one project: only limits of that project are yours to set.")
+    if caller.confined and kind not in (SubjectKind.KEY, SubjectKind.USER):
+        raise Forbidden("You belong to one project: only limits of its keys and users are yours to set.")
 
 
 def _number(measure: Measure, value: int | str) -> int:

@@ -213,3 +213,24 @@ def test_a_tenant_learns_no_names_of_models_that_are_not_theirs(operator: Client
     with Client(operator.gateway, made["key"]) as caller:
         messages = [caller.ask("POST", "/admin/keys", {"name": "x", "models": [name]})[1] for name in ("far", "zar")]
         assert messages[0]["error"]["message"].replace("far", "zar") == messages[1]["error"]["message"]
+
+
+def test_who_belongs_to_a_project_does_not_lift_its_budget(operator: Client) -> None:
+    """The limits of their project were set for them; those of its keys are theirs to set, of others' are not there."""
+    project = operator.made("/admin/projects", {"name": "bounded"})["id"]
+    user = operator.made("/admin/users", {"name": "lead", "role": "admin", "project": project})["id"]
+    scopes = ["inference", "limits:read", "limits:write", "organisation:read", "organisation:write"]
+    key = operator.made("/admin/keys", {"name": "lead", "user": user, "project": project, "scopes": scopes})
+    other = operator.made("/admin/keys", {"name": "of another project"})["id"]
+    day = {"measure": "requests", "period": "day", "value": 5}
+    budget = operator.made("/admin/limits", {"subject_kind": "project", "subject_id": project, **day})["id"]
+    elsewhere = operator.made("/admin/limits", {"subject_kind": "key", "subject_id": other, **day})["id"]
+    with Client(operator.gateway, key["key"]) as lead:
+        assert lead.ask("PATCH", f"/admin/limits/{budget}", {"value": 500})[0] == 403
+        assert lead.ask("DELETE", f"/admin/limits/{budget}")[0] == 403
+        tokens = {"measure": "tokens", "period": "day", "value": 5}
+        assert lead.ask("POST", "/admin/limits", {"subject_kind": "project", "subject_id": project, **tokens})[0] == 403
+        assert lead.ask("GET", f"/admin/limits/{budget}")[1]["value"] == 5
+        assert lead.ask("GET", f"/admin/limits/{elsewhere}")[0] == 404
+        assert lead.ask("POST", "/admin/limits", {"subject_kind": "key", "subject_id": other, **tokens})[0] == 404
+        assert lead.ask("POST", "/admin/limits", {"subject_kind": "key", "subject_id": key["id"], **tokens})[0] == 201
