@@ -59,6 +59,7 @@ from passerelle.faces.openai import errors
 from passerelle.faces.openai.batches import BatchesFace, prepare
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
+from passerelle.faces.openai.remote import PictureRules, RemotePictures
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.responses.background import ResponseJobs
 from passerelle.faces.responses.endpoints import ResponsesFace
@@ -330,7 +331,9 @@ class Passerelle:
                         cost_nano=self.limits.limiter.cost_nano,
                         currency=settings.accounting.currency,
                     ),
-                    jobs=JobsFace(store_of, tickets),
+                    jobs=JobsFace(
+                        store_of, tickets, None if settings.services.font is None else Path(settings.services.font)
+                    ),
                     following=FollowingFace(self.jobs, store_of, tickets, presence, origins),
                 ),
                 settings.server.docs_path,

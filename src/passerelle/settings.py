@@ -336,6 +336,16 @@ class ServicesSection(Section, frozen=True, kw_only=True):
     max_retry_delay_s: Annotated[
         float, Meta(gt=0, le=3600, description="The longest wait between two of these.", extra=SECONDS)
     ] = 10.0
+    font: (
+        Annotated[
+            Word,
+            Meta(
+                description="A TrueType font for PDF in other scripts than Western ones; one of the system's "
+                "when left out."
+            ),
+        ]
+        | None
+    ) = None
     call_timeout_s: (
         Annotated[
             float,

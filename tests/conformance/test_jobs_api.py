@@ -50,6 +50,11 @@ async def test_a_job_from_text_to_versions_of_its_result(client: ServiceClient) 
     assert (restored["version"], restored["content"], restored["restored_from"]) == (3, first["content"], 1)
     assert (await client.http.get(f"{path}/result?version=2")).json()["content"] == "Mine é"
     assert [each["version"] for each in (await client.http.get(f"{path}/results")).json()["data"]] == [1, 2, 3]
+    for form, begins in (("docx", b"PK"), ("pdf", b"%PDF-"), ("txt", "Mine é".encode())):
+        document = await client.http.get(f"{path}/export?format={form}&version=2")
+        assert document.content.startswith(begins)
+        assert document.headers["content-disposition"] == f'attachment; filename="{job["id"]}-2.{form}"'
+    assert (await client.http.get(f"{path}/export?format=exe")).status_code == 400
     assert (await client.http.delete(path)).status_code == 204
     assert (await client.http.get(path)).status_code == 404
 

@@ -82,6 +82,7 @@ POST /v1/jobs/{id}/cancel                          401 403 404 404 404 404
 POST /v1/jobs/{id}/replay                          401 403 404 404 404 404
 GET /v1/jobs/{id}/result                           401 403 404 404 404 404
 PATCH /v1/jobs/{id}/result                         401 403 400 400 400 400
+GET /v1/jobs/{id}/export                           401 403 404 404 404 404
 GET /v1/jobs/{id}/results                          401 403 404 404 404 404
 POST /v1/jobs/{id}/results/{version}/restore       401 403 404 404 404 404
 GET /v1/jobs/{id}/events                           401 403 404 404 404 404

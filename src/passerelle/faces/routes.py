@@ -240,6 +240,7 @@ def _jobs(faces: Faces) -> list[Route]:
         Route("POST", "/v1/jobs/{id}/replay", do, jobs.replay),
         Route("GET", "/v1/jobs/{id}/result", do, jobs.result),
         Route("PATCH", "/v1/jobs/{id}/result", do, jobs.edit),
+        Route("GET", "/v1/jobs/{id}/export", do, jobs.export),
         Route("GET", "/v1/jobs/{id}/results", do, jobs.results),
         Route("POST", "/v1/jobs/{id}/results/{version}/restore", do, jobs.restore),
         Route("GET", "/v1/jobs/{id}/events", do, following.stream),

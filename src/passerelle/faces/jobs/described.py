@@ -10,7 +10,7 @@ from passerelle.domain.principal import Scope
 from passerelle.faces.admin.resource import Listed
 from passerelle.faces.described import AFTER, LIMIT, Described, Parameter
 from passerelle.faces.jobs.answers import JobAnswer, ResultAnswer, TicketAnswer
-from passerelle.faces.jobs.endpoints import ResultBody
+from passerelle.faces.jobs.endpoints import FORMATS, ResultBody
 
 
 class ResultList(msgspec.Struct):
@@ -24,6 +24,7 @@ _STATUS = Parameter("status", "One or several states, with commas between them."
 _SERVICE = Parameter("service", "The name of a service.")
 _KIND = Parameter("kind", "The kind of job: `service`, `webhook` (left out unless asked for) …")
 _VERSION = Parameter("version", "A version; the newest without it.", {"type": "integer", "minimum": 1})
+_FORMAT = Parameter("format", "Of the document.", {"type": "string", "enum": list(FORMATS), "default": "docx"})
 _SINCE = Parameter("since", "The number of the last event seen.", {"type": "integer", "minimum": 0, "default": 0})
 _LAST = Parameter("Last-Event-ID", "The same, as browsers send it.", place="header")
 
@@ -72,6 +73,16 @@ JOBS = (
         ResultAnswer,
         body=ResultBody,
         errors={409: "It has no result yet."},
+    ),
+    _job(
+        "GET",
+        "/{id}/export",
+        "exportResult",
+        "The result as a document",
+        None,
+        content_type="application/octet-stream",
+        parameters=(_FORMAT, _VERSION),
+        errors={409: "PDF is not available here.", 413: "The result is too long for a PDF."},
     ),
     _job("GET", "/{id}/results", "listResults", "All versions of the result", ResultList),
     _job(

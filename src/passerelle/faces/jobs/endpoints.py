@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from passerelle.domain.client import Headers
 from passerelle.domain.errors import BadRequest
 from passerelle.edge.dispatch import Context
 from passerelle.faces.admin.resource import Body, decode, listed, moment, page, query, read_nothing, respond
 from passerelle.faces.jobs.access import StoreOf
 from passerelle.faces.jobs.answers import JobAnswer, TicketAnswer, job_answer, result_answer
 from passerelle.faces.jobs.tickets import Tickets
-from passerelle.jobs.job import Job, JobState, Result
+from passerelle.jobs.job import Job, JobState, Result, ResultVersion
 from passerelle.jobs.webhooks import KIND as WEBHOOK
+from passerelle.services.export import docx, pdf
+from passerelle.services.export.blocks import blocks
 
+FORMATS = {"docx": docx.MEDIA_TYPE, "pdf": pdf.MEDIA_TYPE, "txt": "text/plain; charset=utf-8"}
 MAX_RESULT = 20_000_000
 """Characters of an edited result."""
 
@@ -29,9 +35,10 @@ _decoder = msgspec.json.Decoder(ResultBody)
 
 
 class JobsFace:
-    """The endpoints, but for those that follow (`passerelle.faces.jobs.following`)."""
+    """The endpoints, but for those that follow (`passerelle.faces.jobs.following`). ``font`` is for PDF."""
 
-    def __init__(self, store_of: StoreOf, tickets: Tickets) -> None:
+    def __init__(self, store_of: StoreOf, tickets: Tickets, font: Path | None = None) -> None:
+        self._font = font
         self._store_of = store_of
         self._tickets = tickets
 
@@ -102,6 +109,30 @@ class JobsFace:
         version = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
         made = await self._store_of(context.caller).restore(context.parameters["id"], version)
         await respond(context, result_answer(made))
+
+    async def export(self, context: Context) -> None:
+        """``GET /v1/jobs/{id}/export?format=docx``: a version of the result as a document: docx, pdf or txt."""
+        parameters = query(context, "format", "version")
+        form = parameters.get("format", "docx")
+        if form not in FORMATS:
+            raise BadRequest(f"`format` is one of: {', '.join(FORMATS)}.", param="format")
+        version = _version(parameters.get("version"))
+        found = await self._store_of(context.caller).result(context.parameters["id"], version)
+        body = await asyncio.to_thread(self._document, form, found)
+        name = f"{found.job_id}-{found.version}.{form}"
+        headers: Headers = [
+            (b"content-type", FORMATS[form].encode()),
+            (b"content-disposition", f'attachment; filename="{name}"'.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"x-request-id", context.request_id.encode()),
+        ]
+        await context.exchange.client.respond(200, headers, body)
+
+    def _document(self, form: str, result: ResultVersion) -> bytes:
+        if form == "txt":
+            return result.content.encode()
+        found = blocks(result.content, markdown=result.media_type.startswith("text/markdown"))
+        return docx.docx(found) if form == "docx" else pdf.pdf(found, self._font)
 
     async def ticket(self, context: Context) -> None:
         """``POST /v1/jobs/{id}/ticket``: opens one websocket within 30 seconds."""

@@ -1,0 +1,1 @@
+"""A result as a document for people: DOCX and PDF."""
