@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,10 @@ def test_a_file_is_kept_listed_read_and_deleted(client: openai.OpenAI) -> None:
     assert (made.bytes, made.filename, made.purpose) == (len(data), "été.bin", "user_data")
     assert made.expires_at == made.created_at + 3600
     assert client.files.content(made.id).read() == data
+    head = urllib.request.Request(f"{client.base_url}files/{made.id}/content", method="HEAD")
+    head.add_header("authorization", f"Bearer {client.api_key}")
+    with urllib.request.urlopen(head, timeout=30) as answer:
+        assert answer.headers["content-length"] == str(len(data))
     assert client.files.retrieve(made.id) == made
     assert made in list(client.files.list(purpose="user_data"))
     assert made not in list(client.files.list(purpose="batch"))

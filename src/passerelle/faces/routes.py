@@ -207,23 +207,26 @@ def _linto(faces: Faces) -> list[Route]:
 
 def _kept(faces: Faces) -> list[Route]:
     """What clients of OpenAI's API leave here."""
-    files, do = faces.files, Scope.INFERENCE
-    return [
-        Route("POST", "/v1/files", do, files.create),
-        Route("GET", "/v1/files", do, files.list),
-        Route("GET", "/v1/files/{file_id}", do, files.show),
-        Route("GET", "/v1/files/{file_id}/content", do, files.content),
-        Route("DELETE", "/v1/files/{file_id}", do, files.delete),
-        Route("POST", "/v1/batches", do, faces.batches.create),
-        Route("GET", "/v1/batches", do, faces.batches.list),
-        Route("GET", "/v1/batches/{batch_id}", do, faces.batches.show),
-        Route("POST", "/v1/batches/{batch_id}/cancel", do, faces.batches.cancel),
-        Route("POST", "/v1/responses", do, faces.responses.create),
-        Route("GET", "/v1/responses/{response_id}", do, faces.responses.show),
-        Route("DELETE", "/v1/responses/{response_id}", do, faces.responses.delete),
-        Route("POST", "/v1/responses/{response_id}/cancel", do, faces.responses.cancel),
-        Route("GET", "/v1/responses/{response_id}/input_items", do, faces.responses.input_items),
-    ]
+    files, batches, responses, do = faces.files, faces.batches, faces.responses, Scope.INFERENCE
+    table = []
+    for prefix in ("/v1", ""):
+        table += [
+            Route("POST", f"{prefix}/files", do, files.create),
+            Route("GET", f"{prefix}/files", do, files.list),
+            Route("GET", prefix + "/files/{file_id}", do, files.show),
+            Route("GET", prefix + "/files/{file_id}/content", do, files.content),
+            Route("DELETE", prefix + "/files/{file_id}", do, files.delete),
+            Route("POST", f"{prefix}/batches", do, batches.create),
+            Route("GET", f"{prefix}/batches", do, batches.list),
+            Route("GET", prefix + "/batches/{batch_id}", do, batches.show),
+            Route("POST", prefix + "/batches/{batch_id}/cancel", do, batches.cancel),
+            Route("POST", f"{prefix}/responses", do, responses.create),
+            Route("GET", prefix + "/responses/{response_id}", do, responses.show),
+            Route("DELETE", prefix + "/responses/{response_id}", do, responses.delete),
+            Route("POST", prefix + "/responses/{response_id}/cancel", do, responses.cancel),
+            Route("GET", prefix + "/responses/{response_id}/input_items", do, responses.input_items),
+        ]
+    return table
 
 
 def _jobs(faces: Faces) -> list[Route]:

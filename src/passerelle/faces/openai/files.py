@@ -118,7 +118,8 @@ class FilesFace:
             (b"x-request-id", context.request_id.encode()),
         ]
         if context.exchange.method == "HEAD":
-            await client.respond(200, headers[:1] + headers[2:], b"")
+            client.begin(200, headers)
+            await client.end()
             return
         await _send(client, headers, store.pieces(found.id))
 
