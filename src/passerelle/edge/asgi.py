@@ -38,6 +38,8 @@ class AsgiClient:
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._ended = False
+        self._complete = False
+        """The last of the body was given out: a disconnect after it is how servers tell that an answer is done."""
         self._writer: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
 
@@ -55,6 +57,7 @@ class AsgiClient:
         self.started = True
         headers = [*headers, (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._complete = True
         await self._send({"type": "http.response.body", "body": body})
 
     def begin(self, status: int, headers: Headers) -> None:
@@ -96,7 +99,8 @@ class AsgiClient:
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._leave()
+        if not self._complete:
+            self._leave()
 
     def _leave(self) -> None:
         if not self.gone:
@@ -123,6 +127,7 @@ class AsgiClient:
                 self._paused = False
                 self._resume()
             if ended and not self._waiting:
+                self._complete = True
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
 
