@@ -11,6 +11,7 @@ OpenAI chat, completions, embeddings and models, with usage numbers, ``stream``,
 
 The process prints its address as the first line. Its control routes are ``GET /_upstreamd/stats`` and
 ``POST /_upstreamd/scenario`` (the JSON form above, or ``null`` for good behaviour); they are not recorded.
+``GET /_upstreamd/counts`` tells how much was asked since it was last asked, and forgets the requests.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,7 +317,8 @@ async def _behave(exchange: Exchange) -> None:
         await _json(exchange, {"error": {"message": "not JSON", "type": "invalid_request_error"}}, 400)
         return
     if path.endswith(("/chat/completions", "/completions")):
-        await _complete(exchange, request, chat=path.endswith("/chat/completions"))
+        async with exchange.upstream.place():
+            await _complete(exchange, request, chat=path.endswith("/chat/completions"))
     elif path.endswith("/embeddings"):
         await _embed(exchange, request)
     elif path in ("/tokenize", "/detokenize", "/apply-template") and exchange.upstream.kind != "openai":
@@ -425,6 +428,8 @@ class Upstream:
     """openai, vllm or llamacpp: which of their own routes good behaviour has."""
     context_window: int = 4096
     token_every_s: float = 0.0
+    streams: int | None = None
+    """Answers it works on at one time, each as fast as one alone, as a GPU does; the others wait. None: any number."""
     fail_rate: float = 0.0
     fail_with: Scenario = field(default_factory=lambda: [status(500)])
     host: str = "127.0.0.1"
@@ -442,6 +447,10 @@ class Upstream:
         self._connections: set[_Connection] = set()
         self.busy = 0
         """Requests being worked on: neither answered to the end of their scenario nor left by their peer."""
+        self.most_answers = 0
+        """Answers that it worked on at one time, at most."""
+        self._answers = 0
+        self._places = asyncio.Semaphore(self.streams or 1)
 
     @property
     def root(self) -> str:
@@ -459,6 +468,17 @@ class Upstream:
     @property
     def bytes_sent(self) -> int:
         return sum(peer.bytes_sent for peer in self.peers)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Holds the place of one answer; waits for one while all of ``streams`` are taken."""
+        async with self._places if self.streams is not None else nullcontext():
+            self._answers += 1
+            self.most_answers = max(self.most_answers, self._answers)
+            try:
+                yield
+            finally:
+                self._answers -= 1
 
     async def start(self) -> None:
         """Listens; a port of 0 becomes the one the system chose, and stays for later starts."""
@@ -529,6 +549,12 @@ class Upstream:
         seen = exchange.seen
         if seen.path == "/_upstreamd/stats":
             await _json(exchange, self.stats())
+        elif seen.path == "/_upstreamd/counts":
+            chats = sum("/completions" in other.path for other in self.requests)
+            counted = sum("/tokenize" in other.path for other in self.requests)
+            await _json(exchange, {"answers": chats, "most_answers": self.most_answers, "tokenized": counted})
+            self.requests.clear()
+            self.most_answers = 0
         elif seen.path == "/_upstreamd/scenario" and seen.method == "POST":
             self.scenario = scenario_from_json(seen.json)
             await _json(exchange, {})
@@ -672,6 +698,8 @@ async def _run(options: argparse.Namespace) -> None:
         model=options.model,
         kind=options.kind,
         token_every_s=options.token_every_s,
+        streams=options.streams,
+        context_window=options.context_window,
         fail_rate=options.fail_rate,
         port=options.port,
         seed=options.seed,
@@ -690,6 +718,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", default="m")
     parser.add_argument("--kind", default="openai", choices=["openai", "vllm", "llamacpp"])
     parser.add_argument("--token-every-s", type=float, default=0.0)
+    parser.add_argument("--streams", type=int)
+    parser.add_argument("--context-window", type=int, default=4096)
     parser.add_argument("--fail-rate", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scenario", help="JSON: [[step, argument ...], ...]")
