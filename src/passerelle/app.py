@@ -318,7 +318,14 @@ class Passerelle:
                     batches=BatchesFace(
                         lambda caller: BatchStore.of(self.database, caller), kept_files, self.jobs.store
                     ),
-                    responses=ResponsesFace(calls, self.catalog, kept_responses, self.jobs.store, self.workshop.holder),
+                    responses=ResponsesFace(
+                        calls,
+                        self.catalog,
+                        kept_responses,
+                        self.jobs.store,
+                        self.workshop.holder,
+                        events=self.jobs.events,
+                    ),
                     linto=LintoFace(self.workshop.holder, store_of, extractor),
                     linto_sockets=LintoSockets(
                         self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s

@@ -127,6 +127,28 @@ def test_one_in_the_background_is_cancelled(client: openai.OpenAI, server: Any) 
     assert (found.status, found.output) == ("cancelled", [])
 
 
+def test_one_in_the_background_is_followed(client: openai.OpenAI, server: Any) -> None:
+    """Its events come as of any other, and a caller who comes back hears the rest and nothing twice."""
+    events = list(
+        client.responses.create(
+            model=server.model, input="Say hello.", background=True, stream=True, max_output_tokens=64
+        )
+    )
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+    ]
+    last: Any = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    assert last.response.output_text == ended(client, last.response.id).output_text != ""
+    rest = list(client.responses.retrieve(last.response.id, stream=True, starting_after=4))
+    assert rest == events[5:]
+
+
 def test_what_cannot_be_says_why(client: openai.OpenAI, server: Any) -> None:
     """Each is a 400 or 404 that names its field, before anything runs."""
     wrong: list[tuple[dict[str, Any], str]] = [

@@ -89,6 +89,44 @@ class ResponseRendering:
         self.last = self._event(f"response.{self.answer['status']}", {"response": self.answer})
         return out
 
+    # Answers that are made in the background
+
+    def queued(self) -> list[bytes]:
+        """Returns the first events of an answer that waits for its job, numbers 0 and 1."""
+        told = {"response": {**self.answer, "status": "queued"}}
+        return [self._event("response.created", told), self._event("response.queued", told)]
+
+    def working(self) -> bytes:
+        """Returns the event of an answer whose job runs, number 2."""
+        return self._event("response.in_progress", {"response": {**self.answer, "status": "in_progress"}})
+
+    def replay(self, document: dict[str, Any]) -> list[bytes]:
+        """Returns the further events of an answer that has ended: the same at each time."""
+        out: list[bytes] = []
+        for number, item in enumerate(document["output"]):
+            calls = item["type"] == "function_call"
+            empty: Item = {"arguments": ""} if calls else {"content": []}
+            out.append(self._item(f"{number}", {**item, **empty}))
+            if calls:
+                self._current["arguments"] = item["arguments"]
+                told = {"item_id": item["id"], "output_index": self._index, "delta": item["arguments"]}
+                out.append(self._event("response.function_call_arguments.delta", told))
+                continue
+            for part in item["content"]:
+                if self._current["content"]:
+                    out.append(self._end_part())
+                field = "refusal" if part["type"] == "refusal" else "text"
+                out.append(self._part({**part, field: ""}))
+                self._current["content"][-1][field] = part[field]
+                told = {**self._place(), "delta": part[field]}
+                if part["type"] == "output_text":
+                    told["logprobs"] = part.get("logprobs") or []
+                out.append(self._event(f"response.{part['type']}.delta", told))
+        out.append(self._close())
+        state = {"completed": "completed", "failed": "failed"}.get(document["status"], "incomplete")
+        out.append(self._event(f"response.{state}", {"response": document}))
+        return [each + b"\n\n" for block in out for each in block.split(b"\n\n") if each]
+
     def _begin(self) -> bytes:
         if self._begun:
             return b""

@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from passerelle.domain.principal import Principal
-from passerelle.domain.request import Operation, Request
+from passerelle.domain.request import Request
+from passerelle.faces.openai import wire
 from passerelle.faces.responses.answers import ResponseRendering, text_message, usage_of
 from passerelle.gateway.queue import Priority
 from passerelle.jobs.context import JobContext, JobFailed, Kind
@@ -33,15 +34,13 @@ _STATUS = {
 class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The payload: the chat request as JSON, and the answer before there is one."""
 
-    model: str
     body: str
-    max_tokens: int | None
     draft: dict[str, Any]
 
 
 def payload_of(request: Request, draft: dict[str, Any]) -> ResponseRequest:
     """Returns the payload for a chat request that does not stream."""
-    return ResponseRequest(model=request.model, body=request.body.decode(), max_tokens=request.max_tokens, draft=draft)
+    return ResponseRequest(body=request.body.decode(), draft=draft)
 
 
 class ResponseJobs:
@@ -68,8 +67,7 @@ class ResponseJobs:
         principal = await self._principal(context.job)
         if principal is None:
             raise JobFailed("The key of this response was revoked or has expired.", code="key_ended")
-        fields = msgspec.json.decode(asked.body, type=dict[str, msgspec.Raw])
-        request = Request(Operation.CHAT, asked.model, asked.body.encode(), fields, max_tokens=asked.max_tokens)
+        request = wire.parse_chat(asked.body.encode())
         _, body = await self._caller.run(principal, None, Priority.JOB, request)
         rendering = ResponseRendering(asked.draft)
         rendering.document(msgspec.json.decode(body))

@@ -116,8 +116,8 @@ RESPONSES = (
         ResponseAnswer,
         parameters=(
             *_INCLUDE,
-            Parameter("stream", "Only false: it is read whole."),
-            Parameter("starting_after", "Without use."),
+            Parameter("stream", "As events, until it has ended.", {"type": "boolean", "default": False}),
+            Parameter("starting_after", "Only events after this number.", {"type": "integer", "minimum": 0}),
             Parameter("include_obfuscation", "Without use."),
         ),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,7 +14,7 @@ from passerelle.domain.client import Client, Headers
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, ModelNotFound, NotFound
 from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.dispatch import Context
-from passerelle.faces.admin.resource import query, respond
+from passerelle.faces.admin.resource import flag, query, respond
 from passerelle.faces.calls import Calls
 from passerelle.faces.openai.files import DeletedAnswer
 from passerelle.faces.openai.listing import listed, listing
@@ -22,6 +24,7 @@ from passerelle.faces.responses.items import Item, text_of
 from passerelle.faces.responses.requests import Asked, chat_request, draft, parse
 from passerelle.faces.services.intake import check_size
 from passerelle.faces.translated import TranslatingClient, typed
+from passerelle.jobs.events import JobEvents
 from passerelle.jobs.job import JobState, NewJob
 from passerelle.jobs.store import JobStore
 from passerelle.responses.store import ENDED, KeptResponse, ResponseStore
@@ -31,6 +34,14 @@ from passerelle.services.job import ServiceRequest
 
 SERVICE: Final = "service/"
 MOST_ITEMS = 100
+LOOK_S = 0.5
+"""How often it is looked whether a job has begun, where somebody follows it."""
+KEEP_ALIVE_S = 15.0
+EVENT_STREAM: Headers = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class ResponsesFace:
@@ -43,12 +54,15 @@ class ResponsesFace:
         store: Callable[[Principal], ResponseStore],
         jobs: Callable[[Principal], JobStore],
         services: ServiceHolder,
+        *,
+        events: JobEvents,
     ) -> None:
         self._calls = calls
         self._catalog = catalog
         self._store = store
         self._jobs = jobs
         self._services = services
+        self._events = events
 
     async def create(self, context: Context) -> None:
         """``POST /v1/responses``."""
@@ -70,8 +84,6 @@ class ResponsesFace:
         body, caller = asked.body, context.caller
         if not asked.keeps:
             raise BadRequest("What is made in the background is kept: leave `store` out.", param="store")
-        if body.stream:
-            raise BadRequest("Read a response in the background by its id: leave `stream` out.", param="stream")
         answer = draft(asked) | {"status": "queued"}
         if body.model.startswith(SERVICE):
             job = self._service_job(asked, caller)
@@ -83,7 +95,10 @@ class ResponsesFace:
         await store.add(answer, asked.items)
         accepted = await self._jobs(caller).submit(job)
         await store.begin(answer["id"], accepted.id)
-        await respond(context, answer)
+        if body.stream:
+            await self._follow(context, await store.get(answer["id"]), -1)
+        else:
+            await respond(context, answer)
 
     def _service_job(self, asked: Asked, caller: Principal) -> NewJob:
         name = asked.body.model.removeprefix(SERVICE)
@@ -115,10 +130,47 @@ class ResponsesFace:
     async def show(self, context: Context) -> None:
         """``GET /v1/responses/{response_id}``: as it is now."""
         parameters = query(context, "include[]", "include", "stream", "starting_after", "include_obfuscation")
-        if parameters.get("stream") == "true":
-            raise BadRequest("A kept response is read whole: leave `stream` out.", param="stream")
+        after = parameters.get("starting_after", "-1")
+        if not re.fullmatch("-1|[0-9]{1,9}", after):
+            raise BadRequest("`starting_after` is the number of an event.", param="starting_after")
         kept = await self._store(context.caller).get(context.parameters["response_id"])
-        await respond(context, await self._now(context.caller, kept))
+        if flag(parameters, "stream", default=False):
+            await self._follow(context, kept, int(after))
+        else:
+            await respond(context, await self._now(context.caller, kept))
+
+    async def _follow(self, context: Context, kept: KeptResponse, after: int) -> None:
+        """Tells a response as events, those after a number, until it has ended or the caller has left."""
+        client, caller = context.exchange.client, context.caller
+        rendering = ResponseRendering({**kept.document, "output": []})
+        ending = asyncio.create_task(self._ended(caller, kept), name=f"follow {kept.id}")
+        client.on_gone(ending.cancel)
+        client.begin(200, [*EVENT_STREAM, (b"x-request-id", context.request_id.encode())])
+        number = 0
+        for event in rendering.queued():
+            number = _tell(client, event, number, after)
+        working = False
+        try:
+            while not ending.done():
+                await asyncio.wait([ending], timeout=KEEP_ALIVE_S if working else LOOK_S)
+                if not working and (ending.done() or (await self._now(caller, kept))["status"] == "in_progress"):
+                    working = True
+                    number = _tell(client, rendering.working(), number, after)
+                elif not ending.done() and working:
+                    client.write(b": still at work\n\n")
+            if ending.cancelled():
+                return
+            for event in rendering.replay(ending.result()):
+                number = _tell(client, event, number, after)
+        finally:
+            ending.cancel()
+        await client.end()
+
+    async def _ended(self, caller: Principal, kept: KeptResponse) -> dict[str, Any]:
+        """Waits for the end of a response and returns it."""
+        if kept.status not in ENDED and kept.job_id is not None:
+            await self._events.last(kept.job_id)
+        return await self._now(caller, await self._store(caller).get(kept.id))
 
     async def _now(self, caller: Principal, kept: KeptResponse) -> dict[str, Any]:
         """Returns an answer as it is now; what its job has brought to an end is kept."""
@@ -185,6 +237,13 @@ class ResponsesFace:
 async def _before(asked: Asked, store: ResponseStore) -> list[Item]:
     previous = asked.body.previous_response_id
     return [] if previous is None else await store.conversation(previous)
+
+
+def _tell(client: Client, event: bytes, number: int, after: int) -> int:
+    """Sends an event unless its number is not ``after`` that one; returns the next number."""
+    if number > after:
+        client.write(event)
+    return number + 1
 
 
 class _KeepingClient(TranslatingClient):

@@ -165,3 +165,27 @@ def test_a_whole_answer_is_as_its_stream() -> None:
             item.pop("id")
     assert whole["output"] == streamed["output"]
     assert whole["usage"] == streamed["usage"]
+
+
+def test_an_answer_is_told_again() -> None:
+    """What was made in the background has the events of the client's own types, and ids that stay."""
+    document = told(
+        chunk(reasoning_content="hm"),
+        chunk(content="Hi"),
+        chunk(refusal="No."),
+        chunk(tool_calls=[{"index": 0, "id": "call_a", "function": {"name": "f", "arguments": "{}"}}]),
+        chunk("tool_calls"),
+    )[-1]["response"]
+    runs = []
+    for _ in range(2):
+        made = ResponseRendering({**document, "output": []})
+        blocks = [*made.queued(), made.working(), *made.replay(document)]
+        events = [json.loads(block.decode().split("data: ")[1]) for block in blocks]
+        for number, event in enumerate(events):
+            EVENTS.validate_python(event)
+            assert event["sequence_number"] == number
+        runs.append(events)
+    assert runs[0] == runs[1]
+    assert runs[0][-1]["response"] == document
+    done = [event["item"] for event in runs[0] if event["type"] == "response.output_item.done"]
+    assert done == document["output"]

@@ -108,7 +108,6 @@ def test_pictures() -> None:
         ({"tools": [{"type": "mcp"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "file_search"}}, "tool_choice"),
         ({"truncation": "auto"}, "truncation"),
-        ({"prompt": {"id": "p"}}, "prompt"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata[...]"),
     ],
