@@ -226,6 +226,18 @@ def test_a_key_that_ends_takes_its_batch_along(
     assert len(read(client, found.output_file_id)) >= 4
 
 
+def test_an_input_that_is_deleted(client: openai.OpenAI, upstream: Upstream) -> None:
+    """The batch fails, says so, and keeps what it has; one whose input is gone before it begins asks nothing."""
+    upstream.scenario = lambda seen: [stall(0.05), normal()]
+    lines = [line(n, note="x" * 4000) for n in range(400)]
+    batch = created(client, lines)
+    until(client, batch.id, lambda now: now.request_counts.completed >= 4)
+    client.files.delete(batch.input_file_id)
+    found = until(client, batch.id, over)
+    assert (found.status, found.errors.data[0].code) == ("failed", "file_not_found")
+    assert len(read(client, found.output_file_id)) == found.request_counts.completed >= 4
+
+
 def test_kill_9_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """Killed twice in the middle, the batch goes on: no line that was counted is asked again, each is answered once."""
     with UpstreamThread() as upstream:

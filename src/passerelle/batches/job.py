@@ -118,7 +118,7 @@ class BatchJobs:
                 batch = await log.start(total, files)
             status, errors = await _Run(self, context, log, batch, files, principal).work()
         except NotFound:
-            status, errors = "failed", [InputError("file_not_found", "The input file was deleted.", "input_file_id")]
+            status, errors = "failed", [_input_gone()]
         await log.finalize()
         kept_s = files.rules.retain_s if asked.output_s is None else asked.output_s
         await log.end(status, errors, now_ms() + int(kept_s * 1000))
@@ -153,6 +153,8 @@ class _Run:
         self._asked = asyncio.Event()
         """Nothing more will be asked."""
         self._defect: BaseException | None = None
+        self._why = _key_ended()
+        """What it failed of, where it fails."""
 
     async def work(self) -> tuple[str, list[InputError]]:
         """Asks the lines that were not asked; returns the state the batch ends in, and why."""
@@ -179,16 +181,20 @@ class _Run:
             raise self._defect
         if self._stop == "expired":
             await self._write_expired()
-        errors = [_key_ended()] if self._stop == "failed" else []
+        errors = [self._why] if self._stop == "failed" else []
         return self._stop or "completed", errors
 
     async def _ask_all(self) -> None:
-        async for line in requests(self._files.pieces(self._batch.input_file_id), self._batch.endpoint):
-            if line.custom_id in self._done:
-                continue
-            await self._place(line)
-            if self._stop is not None:
-                break
+        try:
+            async for line in requests(self._files.pieces(self._batch.input_file_id), self._batch.endpoint):
+                if line.custom_id in self._done:
+                    continue
+                await self._place(line)
+                if self._stop is not None:
+                    break
+        except NotFound:
+            self._why = _input_gone()
+            self._halt("failed")
         while self._tasks:
             await asyncio.wait(self._tasks, timeout=LOOK_S)
             if self._stop not in (None, "cancelled"):
@@ -345,3 +351,7 @@ def _delay_s(error: PasserelleError, tries: int) -> float | None:
 
 def _key_ended() -> InputError:
     return InputError("key_ended", "The key of this batch was revoked, or has expired.")
+
+
+def _input_gone() -> InputError:
+    return InputError("file_not_found", "The input file was deleted.", "input_file_id")

@@ -1,4 +1,4 @@
-"""Deletes what was kept long enough: files, uploads that were given up, answers. One task for each process."""
+"""Deletes what was kept long enough: files, uploads that were given up, answers, batches. One task a process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from passerelle.storage.tables import batches, files, responses
 LOOK_S = 60.0
 GIVEN_UP_MS = 6 * 3600 * 1000
 """An upload that is not whole after so long was given up."""
+BATCH_KEPT_MS = 180 * 86_400 * 1000
+"""A batch is listed this long after its end; its files have a life of their own."""
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +49,7 @@ class Expiry:
         due = (
             (files, or_(files.c.expires_at_ms <= now, given_up)),
             (responses, responses.c.expires_at_ms <= now),
+            (batches, batches.c.ended_at_ms <= now - BATCH_KEPT_MS),
         )
         for table, condition in due:
             async with self._database.read() as connection:

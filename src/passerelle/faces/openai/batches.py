@@ -212,8 +212,8 @@ def prepare(endpoint: str, body: bytes) -> Prepared:
 
 def _prepare_response(body: bytes) -> Prepared:
     asked = parse_response(body)
-    for name in ("background", "stream", "previous_response_id"):
-        if getattr(asked.body, name):
+    for name in ("background", "stream", "previous_response_id", "prompt"):
+        if getattr(asked.body, name, None):
             raise BadRequest(f"A batch takes no `{name}`: leave it out.", param=name)
     asked.body.store = False
     rendering = ResponseRendering(draft(asked))
