@@ -99,6 +99,17 @@ ROWS = (
     Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
     Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
     Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
+    # G. Hot reload of services
+    Row("G1", "broken manifest or prompt", "corpus", "the last good one serves; file and line are told; metric"),
+    Row("G3", "YAML made to do harm", "aliases, tags, tabs", "refused; nothing executed or expanded"),
+    Row("G4", "reloads under load, a thousand manifests", "writes", "no failed job; < 1 s"),
+    Row("G5", "a service goes away while its jobs run", "unlink", "they finish; then 404"),
+    Row("G7", "a variable that is not set", "${oc.env:NAME}", "refused; only the name is told"),
+    # H. Uploads
+    Row("H1", "archives made to do harm", "bombs, climbing names, entries", "refused; nothing outside"),
+    Row("H2", "PDFs made to do harm", "bombs, encrypted, broken", "refused with a code; the gateway goes on"),
+    Row("H3", "entities and addresses in documents", "DOCX, HTML", "nothing expanded, nothing fetched"),
+    Row("H4", "names and types that lie", "corpus", "the bytes decide; a name is only a name"),
     # I. Pages
     Row("I5", "requests of another site's page with the cookie", "origins, forms, tokens", "refused, nothing changed"),
     Row(

@@ -232,6 +232,7 @@ async def as_undisturbed(made: Shop, prompts: list[str]) -> None:
 
 
 @row("E1", "E2", "E3")
+@pytest.mark.timeout(120 + 6 * KILLS)
 async def test_gateways_and_workers_killed_at_random(tmp_path: Path) -> None:
     """Now one and now the other dies at its work: each job ends once, as if nothing had been, no answer asked twice."""
     rng = random.Random(11)
