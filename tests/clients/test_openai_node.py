@@ -79,3 +79,22 @@ def test_errors_are_the_clients_own_classes(results: dict[str, Any]) -> None:
     assert results["missing"]["code"] == "model_not_found"
     assert results["bad"]["name"] == "BadRequestError"
     assert results["bad"]["param"] == "n"
+
+
+def test_responses(results: dict[str, Any]) -> None:
+    """Whole, kept and streamed answers are the same text; the client's own accumulator takes the events."""
+    response = results["response"]
+    assert response["text"] and response["text"] == response["kept"] == response["streamed"]
+    assert response["events"][0] == "response.created"
+    assert response["events"][-1] in ("response.completed", "response.incomplete")
+    assert response["usage"]["output_tokens"] > 0
+
+
+def test_a_file_and_its_batch(results: dict[str, Any]) -> None:
+    """Uploaded, answered, read and deleted."""
+    batch = results["batch"]
+    assert batch["status"] == "completed"
+    assert batch["counts"] == {"total": 1, "completed": 1, "failed": 0}
+    assert batch["line"]["custom_id"] == "a"
+    assert batch["line"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert results["deleted"] is True

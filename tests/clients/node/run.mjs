@@ -1,5 +1,5 @@
 // What the official Node client sees: one JSON document on standard output. Usage: node run.mjs URL KEY CHAT EMBEDDING
-import OpenAI, { APIError } from "openai";
+import OpenAI, { APIError, toFile } from "openai";
 
 const [url, apiKey, model, embeddingModel] = process.argv.slice(2);
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
@@ -61,5 +61,30 @@ results.bad = await failure(client.chat.completions.create({ model, messages, n:
 const left = await client.chat.completions.create({ model, messages, max_tokens: 512, stream: true });
 for await (const _ of left) break;
 results.left = true;
+
+// Responses: whole, streamed, kept.
+const response = await client.responses.create({ model, input: "Say hello.", max_output_tokens: 32, temperature: 0 });
+results.response = { id: response.id, text: response.output_text, usage: response.usage };
+results.response.kept = (await client.responses.retrieve(response.id)).output_text;
+results.response.events = [];
+const told = client.responses.stream({ model, input: "Say hello.", max_output_tokens: 32, temperature: 0 });
+for await (const event of told) results.response.events.push(event.type);
+results.response.streamed = (await told.finalResponse()).output[0].content[0].text;
+
+// A file, and a batch of it.
+const line = { custom_id: "a", method: "POST", url: "/v1/chat/completions", body: { model, messages, max_tokens: 8 } };
+const file = await client.files.create({ file: await toFile(Buffer.from(JSON.stringify(line)), "l.jsonl"), purpose: "batch" });
+let batch = await client.batches.create({
+  input_file_id: file.id,
+  endpoint: "/v1/chat/completions",
+  completion_window: "24h",
+});
+while (["validating", "in_progress", "finalizing"].includes(batch.status)) {
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  batch = await client.batches.retrieve(batch.id);
+}
+const output = await (await client.files.content(batch.output_file_id)).text();
+results.batch = { status: batch.status, counts: batch.request_counts, line: JSON.parse(output), bytes: file.bytes };
+results.deleted = (await client.files.delete(file.id)).deleted;
 
 console.log(JSON.stringify(results));
