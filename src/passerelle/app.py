@@ -60,6 +60,9 @@ from passerelle.faces.openai.batches import BatchesFace, prepare
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
 from passerelle.faces.openai.remote import PictureRules, RemotePictures
+from passerelle.faces.prompts.endpoints import PromptsFace
+from passerelle.faces.prompts.references import PromptReferences
+from passerelle.faces.prompts.studio import StudioFace
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.responses.background import ResponseJobs
 from passerelle.faces.responses.endpoints import ResponsesFace
@@ -101,6 +104,7 @@ from passerelle.jobs.webhooks import Webhooks
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
 from passerelle.net.public import PublicPost
+from passerelle.prompts.library import PromptLibrary
 from passerelle.responses.store import ResponseStore
 from passerelle.services.caller import GatewayCaller
 from passerelle.services.extract.extractor import Extractor
@@ -275,6 +279,8 @@ class Passerelle:
         self.people.on_ended(self.gateway.end_calls_of)
 
         # Faces
+        library = PromptLibrary(self.database)
+        references = PromptReferences(library)
         presence, origins = Presence(), Origins(settings.server.trusted_origins)
         self.authenticator.on_revoked(presence.end)
         self.people.on_ended(presence.end)
@@ -294,7 +300,9 @@ class Passerelle:
         table = RouteTable(
             routes(
                 Faces(
-                    openai=OpenAIFace(calls, self.catalog, self.windows.of, opea, service_models),
+                    openai=OpenAIFace(calls, self.catalog, self.windows.of, opea, service_models, references),
+                    prompts=PromptsFace(library),
+                    studio=StudioFace(calls, self.catalog),
                     anthropic=AnthropicFace(calls),
                     opea=opea,
                     rerank=RerankFace(calls, self.catalog),
@@ -324,6 +332,7 @@ class Passerelle:
                         kept_responses,
                         self.jobs.store,
                         self.workshop.holder,
+                        references,
                         events=self.jobs.events,
                     ),
                     linto=LintoFace(self.workshop.holder, store_of, extractor),

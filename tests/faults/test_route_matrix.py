@@ -124,6 +124,18 @@ POST /v1/batches                                   401 403 400 400 400 400
 GET /v1/batches                                    401 403 200 200 200 200
 GET /v1/batches/{batch_id}                         401 403 200 404 200 404
 POST /v1/batches/{batch_id}/cancel                 401 403 200 404 200 404
+POST /prompt                                       401 403 400 400 400 400
+GET /v1/prompts                                    401 403 200 200 200 200
+POST /v1/prompts                                   401 403 201 201 201 201
+GET /v1/prompts/{prompt_id}                        401 403 200 404 200 404
+GET /v1/prompts/{prompt_id}/versions               401 403 200 404 200 404
+POST /v1/prompts/{prompt_id}/versions              401 403 201 404 201 404
+GET /v1/prompts/{prompt_id}/versions/{version}     401 403 200 404 200 404
+PUT /v1/prompts/{prompt_id}/labels/{label}         401 403 200 404 200 404
+DELETE /v1/prompts/{prompt_id}/labels/{label}      401 403 200 404 200 404
+POST /v1/prompts/{prompt_id}/archive               401 403 200 404 200 404
+POST /v1/prompts/{prompt_id}/restore               401 403 200 404 200 404
+POST /v1/prompts/{prompt_id}/render                401 403 200 404 200 404
 POST /v1/files                                     401 403 415 415 415 415
 GET /v1/files                                      401 403 200 200 200 200
 GET /v1/files/{file_id}                            401 403 200 404 200 404
@@ -173,6 +185,9 @@ BODIES: dict[str, Callable[[], Any]] = {
     "POST /admin/projects": lambda: {"name": f"n{next(_names)}"},
     "POST /admin/users": lambda: {"name": f"n{next(_names)}", "role": "member"},
     "POST /admin/keys": lambda: {"name": f"n{next(_names)}"},
+    "POST /v1/prompts": lambda: {"name": f"n{next(_names)}", "template": "text"},
+    "POST /v1/prompts/{prompt_id}/versions": lambda: {"template": "text"},
+    "PUT /v1/prompts/{prompt_id}/labels/{label}": lambda: {"version": 1},
 }
 """What is sent where something else than an empty object is needed."""
 
@@ -263,6 +278,9 @@ class Realm:
             body = {"input_file_id": self._file_id(text, "batch"), "endpoint": "/v1/completions"}
             body["completion_window"] = "24h"
             return str(json.loads(self.ask("POST", "/v1/batches", self.keys["tenant admin"], body)[2])["id"])
+        if name == "prompt_id":
+            body = {"name": f"n{next(_names)}", "template": "text", "labels": ["far"]}
+            return str(json.loads(self.ask("POST", "/v1/prompts", self.keys["tenant admin"], body)[2])["id"])
         if name == "response_id":
             body = {"model": "far", "input": "text", "background": True}
             return str(json.loads(self.ask("POST", "/v1/responses", self.keys["tenant admin"], body)[2])["id"])

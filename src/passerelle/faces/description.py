@@ -27,6 +27,7 @@ from passerelle.faces.jobs.described import JOBS
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.openai.batches import BATCHES
 from passerelle.faces.openai.files import FILES
+from passerelle.faces.prompts.described import PROMPTS
 from passerelle.faces.rerank.described import RERANK
 from passerelle.faces.responses.described import RESPONSES
 from passerelle.faces.services.described import SERVICES
@@ -171,6 +172,7 @@ DESCRIBED: tuple[Described, ...] = (
     *FILES,
     *BATCHES,
     *RESPONSES,
+    *PROMPTS,
     *ANTHROPIC,
     *OPEA,
     *TGI,

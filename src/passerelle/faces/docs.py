@@ -51,6 +51,7 @@ is echoed. Every error has OpenAI's envelope; on the routes of another dialect, 
 _TAGS = [
     {"name": "OpenAI", "description": "What OpenAI's clients call. Needs a key with the scope `inference`."},
     {"name": "Responses", "description": "OpenAI's Responses, over any engine. Needs the scope `inference`."},
+    {"name": "Prompts", "description": "Templates that are kept, in versions; and the studio's `/prompt`."},
     {"name": "Batches", "description": "Files of requests, answered within a day. Needs the scope `inference`."},
     {"name": "Files", "description": "Files for batches and for whoever uploads them. Needs the scope `inference`."},
     {"name": "Anthropic", "description": "What Anthropic's clients call."},

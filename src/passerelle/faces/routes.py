@@ -28,6 +28,8 @@ from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.batches import BatchesFace
 from passerelle.faces.openai.endpoints import OpenAIFace
 from passerelle.faces.openai.files import FilesFace
+from passerelle.faces.prompts.endpoints import PromptsFace
+from passerelle.faces.prompts.studio import StudioFace
 from passerelle.faces.rerank.endpoints import RerankFace
 from passerelle.faces.responses.endpoints import ResponsesFace
 from passerelle.faces.services import linto
@@ -70,6 +72,8 @@ class Faces:
     files: FilesFace
     responses: ResponsesFace
     batches: BatchesFace
+    prompts: PromptsFace
+    studio: StudioFace
 
 
 def routes(faces: Faces, docs_path: str = "/docs") -> list[Route]:
@@ -93,6 +97,7 @@ def routes(faces: Faces, docs_path: str = "/docs") -> list[Route]:
         *_linto(faces),
         *_jobs(faces),
         *_kept(faces),
+        *_prompts(faces),
     ]
     for prefix in ("/v1", ""):
         table += [
@@ -227,6 +232,25 @@ def _kept(faces: Faces) -> list[Route]:
             Route("GET", prefix + "/responses/{response_id}/input_items", do, responses.input_items),
         ]
     return table
+
+
+def _prompts(faces: Faces) -> list[Route]:
+    """Prompts: who calls models may read and use them; changing them takes the scope of services."""
+    prompts, use, do, one = faces.prompts, Scope.INFERENCE, Scope.SERVICES, "/v1/prompts/{prompt_id}"
+    return [
+        Route("POST", "/prompt", use, faces.studio.prompt),
+        Route("GET", "/v1/prompts", use, prompts.list),
+        Route("POST", "/v1/prompts", do, prompts.create),
+        Route("GET", one, use, prompts.show),
+        Route("GET", f"{one}/versions", use, prompts.versions),
+        Route("POST", f"{one}/versions", do, prompts.add),
+        Route("GET", f"{one}/versions/{{version}}", use, prompts.version),
+        Route("PUT", f"{one}/labels/{{label}}", do, prompts.label),
+        Route("DELETE", f"{one}/labels/{{label}}", do, prompts.unlabel),
+        Route("POST", f"{one}/archive", do, prompts.archive),
+        Route("POST", f"{one}/restore", do, prompts.restore),
+        Route("POST", f"{one}/render", use, prompts.render),
+    ]
 
 
 def _jobs(faces: Faces) -> list[Route]:

@@ -41,9 +41,16 @@ class OtherModels(Protocol):
         """Answers a chat request."""
 
 
+class KeptPrompts(Protocol):
+    """What fills prompts that are kept here and named in a request."""
+
+    async def into_chat(self, caller: Principal, body: bytes) -> bytes:
+        """Returns a chat's body with the text of its ``prompt`` among its messages. Raises BadRequest."""
+
+
 class OpenAIFace:
     """The endpoints. ``window`` knows models' context windows; ``other`` answers what is no OpenAI chat, ``services``
-    what is asked of no model."""
+    what is asked of no model; ``prompts`` fills those that a chat names."""
 
     def __init__(
         self,
@@ -52,7 +59,9 @@ class OpenAIFace:
         window: Callable[[Model], int | None],
         other: OtherChat,
         services: OtherModels,
+        prompts: KeptPrompts,
     ) -> None:
+        self._prompts = prompts
         self._other = other
         self._services = services
         self._calls = calls
@@ -75,6 +84,8 @@ class OpenAIFace:
         if self._other.is_asked(body):
             await self._other.chat(context, body)
             return
+        if b'"prompt"' in body:  # also true for a tool's parameter of that name, and then nothing changes
+            body = await self._prompts.into_chat(context.caller, body)
         request = wire.parse_chat(body)
         if self._services.is_asked(request.model):
             await self._services.chat(context, request)

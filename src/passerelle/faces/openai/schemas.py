@@ -12,9 +12,11 @@ import msgspec
 
 from passerelle.domain.request import Operation
 from passerelle.faces.openai import answers, bodies, fields
+from passerelle.faces.prompts.bodies import PromptReference
 
 _TEMPLATE = "#/components/schemas/{name}"
 _COMPONENTS = (
+    PromptReference,
     bodies.ChatBody,
     bodies.CompletionBody,
     bodies.EmbeddingBody,
@@ -121,6 +123,7 @@ def openapi_components() -> dict[str, Any]:
         schema = schemas[post.body.__name__]
         known = fields.FORWARD[post.operation] | fields.CONSUME
         schema["properties"] = {name: value for name, value in schema["properties"].items() if name in known}
+    schemas["ChatBody"]["properties"]["prompt"] = _reference(PromptReference)
     return {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
 
 

@@ -47,6 +47,12 @@ def parse_chat(body: bytes) -> Request:
             param="messages",
             code="wrong_endpoint",
         )
+    if "prompt" in encoded and bytes(encoded["prompt"]).startswith(b"{"):
+        raise BadRequest(
+            "A kept prompt is named in requests to /v1/chat/completions and /v1/responses only; send its text.",
+            param="prompt",
+            code="field_refused",
+        )
     dropped = _allowed_only(encoded, Operation.CHAT)
     chat, inner = _typed(_CHAT, body, encoded)
     _check_messages(chat.messages)

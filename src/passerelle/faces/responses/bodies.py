@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from passerelle.faces.openai.bodies import MAX_TOKENS, Label, Name, Probability
+from passerelle.faces.prompts.bodies import PromptReference
 
 MAX_ITEMS = 10_000
 Item = dict[str, Any]
@@ -39,6 +40,7 @@ class ResponseBody(Struct, kw_only=True):
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    prompt: PromptReference | None = None
     prompt_cache_key: Label | None = None
     reasoning: Reasoning | None = None
     safety_identifier: Label | None = None
@@ -57,7 +59,6 @@ class ResponseBody(Struct, kw_only=True):
 KNOWN = frozenset(ResponseBody.__struct_fields__)
 REFUSED = {
     "conversation": "send `previous_response_id`, or the items of the conversation in `input`",
-    "prompt": "send the text of the prompt in `instructions` and `input`",
 }
 """What would change the answer so much that leaving it out would be a lie."""
 DECODER = msgspec.json.Decoder(ResponseBody)

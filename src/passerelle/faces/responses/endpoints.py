@@ -18,6 +18,7 @@ from passerelle.faces.admin.resource import flag, query, respond
 from passerelle.faces.calls import Calls
 from passerelle.faces.openai.files import DeletedAnswer
 from passerelle.faces.openai.listing import listed, listing
+from passerelle.faces.prompts.references import PromptReferences
 from passerelle.faces.responses import background
 from passerelle.faces.responses.answers import ResponseRendering
 from passerelle.faces.responses.items import Item, text_of
@@ -45,7 +46,8 @@ EVENT_STREAM: Headers = [
 
 
 class ResponsesFace:
-    """The endpoints. ``store`` gives a caller's kept answers, ``jobs`` the jobs of their project."""
+    """The endpoints. ``store`` gives a caller's kept answers, ``jobs`` the jobs of their project; ``prompts`` fills
+    those that a request names."""
 
     def __init__(
         self,
@@ -54,9 +56,11 @@ class ResponsesFace:
         store: Callable[[Principal], ResponseStore],
         jobs: Callable[[Principal], JobStore],
         services: ServiceHolder,
+        prompts: PromptReferences,
         *,
         events: JobEvents,
     ) -> None:
+        self._prompts = prompts
         self._calls = calls
         self._catalog = catalog
         self._store = store
@@ -66,7 +70,7 @@ class ResponsesFace:
 
     async def create(self, context: Context) -> None:
         """``POST /v1/responses``."""
-        asked = parse(await context.exchange.body())
+        asked = parse(await self._prompts.into_response(context.caller, await context.exchange.body()))
         body, store = asked.body, self._store(context.caller)
         if body.background:
             await self._begin(context, asked, store)

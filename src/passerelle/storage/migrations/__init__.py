@@ -20,7 +20,7 @@ from passerelle.storage.engine import SQLITE_BUSY_TIMEOUT_S, Database, StorageEr
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest version here; a test holds it against the version files."""
 
 _FOLDER = Path(__file__).parent

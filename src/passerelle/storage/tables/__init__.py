@@ -21,6 +21,7 @@ from passerelle.storage.tables.identity import (
     users,
 )
 from passerelle.storage.tables.jobs import job_events, job_results, job_steps, jobs
+from passerelle.storage.tables.prompts import prompt_labels, prompt_versions, prompts
 
 __all__ = [
     "audit",
@@ -39,6 +40,9 @@ __all__ = [
     "organisations",
     "prices",
     "projects",
+    "prompt_labels",
+    "prompt_versions",
+    "prompts",
     "responses",
     "revoked_tokens",
     "secrets",

@@ -1,0 +1,1 @@
+"""Prompt templates that people keep here: versions that never change, labels that move, and the texts made of them."""
