@@ -103,6 +103,7 @@ from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.jobs.webhooks import Webhooks
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
+from passerelle.net.fetch import Fetcher, FetchRules
 from passerelle.net.public import PublicPost
 from passerelle.prompts.library import PromptLibrary
 from passerelle.responses.store import ResponseStore
@@ -225,6 +226,7 @@ class Passerelle:
         reservations = Reservations(self.limits.limiter, context, self.windows.of)
         self.settlement = Settlement(self.metrics, self._recorders(), reservations=reservations)
         self.verdicts = VerdictLog(self.database)
+        self.fetcher = Fetcher(_fetch_rules(settings))
         self.gateway = Gateway(
             self.fleet,
             context,
@@ -236,6 +238,9 @@ class Passerelle:
             reservations=reservations,
             durable=None if self.journal is None else self.journal.durable,
             guard=Guard(self.metrics, self._note_verdict),
+            fetch_pictures=RemotePictures(
+                self.fetcher, PictureRules(settings.fetch.max_pictures, settings.fetch.max_total_bytes)
+            ),
         )
 
         # Services and their jobs
@@ -428,6 +433,7 @@ class Passerelle:
         await self.prober.aclose()
         for engine in set(self.engines.values()):
             await engine.aclose()
+        await self.fetcher.aclose()
         self.call_log.flush()
         await self.verdicts.aclose()
         await self.limits.aclose()
@@ -580,6 +586,12 @@ def _health_rules(settings: Settings) -> HealthRules:
 
 def _retry_rules(settings: Settings) -> RetryRules:
     return RetryRules(max_extra_attempts=settings.retry.max_extra_attempts, ratio=settings.retry.budget_ratio)
+
+
+def _fetch_rules(settings: Settings) -> FetchRules:
+    fetch = settings.fetch
+    networks = tuple(ip_network(network, strict=False) for network in fetch.allow_networks)
+    return FetchRules(networks, fetch.allow_ports, fetch.max_bytes, fetch.timeout_s)
 
 
 def _edge_limits(settings: Settings) -> EdgeLimits:

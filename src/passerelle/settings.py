@@ -471,6 +471,32 @@ class JobsSection(Section, frozen=True, kw_only=True):
     ) = None
 
 
+class FetchSection(Section, frozen=True, kw_only=True):
+    """Pictures that chats name by address."""
+
+    max_pictures: Annotated[
+        int, Meta(ge=0, le=1000, description="Fetched for one request; with 0 none is, and pictures are sent inline.")
+    ] = 16
+    max_bytes: Annotated[int, Meta(ge=1024, le=15_000_000, description="One picture.", extra=BYTES)] = 15_000_000
+    max_total_bytes: Annotated[
+        int, Meta(ge=1024, le=1_000_000_000, description="All pictures of one request.", extra=BYTES)
+    ] = 30_000_000
+    timeout_s: Annotated[
+        float, Meta(gt=0, le=600, description="For one picture, redirects included.", extra=SECONDS)
+    ] = 10.0
+    allow_networks: Annotated[
+        tuple[
+            Annotated[str, Meta(pattern=NETWORK, extra={"accepted": "an address or a network: 10.0.0.7, 10.0.0.0/8"})],
+            ...,
+        ],
+        Meta(description="Private networks that hold pictures; public addresses may always be asked."),
+    ] = ()
+    allow_ports: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65_535)], ...],
+        Meta(description="Ports that may be asked beside 80 for http and 443 for https."),
+    ] = ()
+
+
 class LoggingSection(Section, frozen=True, kw_only=True):
     """What is logged, and where to."""
 
@@ -523,6 +549,9 @@ class Keys(Section, frozen=True, kw_only=True):
         ResponsesSection()
     )
     jobs: Annotated[JobsSection, Meta(description="Work that outlives the request that asked for it.")] = JobsSection()
+    fetch: Annotated[
+        FetchSection, Meta(description="Pictures that chats name: [dialects.md](dialects.md#pictures).")
+    ] = FetchSection()
     logging: Annotated[LoggingSection, Meta(description="What is logged, and where to.")] = LoggingSection()
 
 

@@ -296,6 +296,14 @@ MUTATIONS = (
         f"{_CONTENT}::test_no_image_address_is_fetched",
     ),
     Mutation(
+        "private addresses are fetched from",
+        "C13",
+        "net/fetch.py",
+        "        if not all(is_reachable(",
+        "        if False and not all(is_reachable(",
+        f"{_CONTENT}::test_redirects_are_looked_at",
+    ),
+    Mutation(
         "a slow caller pauses nobody",
         "B8",
         "gateway/relay.py",

@@ -73,9 +73,9 @@ ROWS = (
     Row("C9", "model removed during the request", "reload", "the request finishes on its snapshot"),
     Row("C10", "broken order of messages, 10,000 messages", "corpus", "400 or passed on"),
     Row("C11", "image addresses that lead inside", "corpus", "400 before any packet leaves"),
-    Row("C13", "redirecting image addresses", "corpus", "refused; nothing fetched"),
+    Row("C13", "redirecting image addresses", "corpus", "each hop looked at; at most 5"),
     Row("C14", "hostile images", "corpus", "400 before anything is decoded"),
-    Row("C15", "data: URL of 50 MB", "", "413"),
+    Row("C15", "data: URL of 50 MB; 10 GB behind an address", "", "413; 400 at the limit"),
     Row("C16", "markdown image in plain text", "", "nothing fetched"),
     # D. Keys
     Row("D1", "bad keys of every kind", "corpus", "401, the same body"),

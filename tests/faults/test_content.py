@@ -6,16 +6,19 @@ import asyncio
 import base64
 import json
 import random
+import socket
 import struct
 import time
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from tests.faults.table import row
 from tests.harness.clients import Answer, Caller, Conversation, chat_body
+from tests.harness.pictures import PictureServer
 from tests.harness.upstreamd import finish, headers, tokens
 from tests.harness.world import ModelSpec, World
 
@@ -24,10 +27,29 @@ from passerelle.faces.openai.fields import FORWARD
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MAX_BODY_BYTES = 40 * 1024 * 1024
+SEEING = "seeing"
+"""A model that takes pictures."""
+GALLERY = "127.0.0.77"
+"""The one address inside that pictures may come from."""
+
+
+def _unused_port() -> int:
+    """Returns a port that nobody listens on, outside the range that the kernel hands out by itself."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+
+
+PORT = _unused_port()
 WORLD = {
     "singles": 12,
-    "models": [ModelSpec("leaves-by-reload")],
-    "settings": {"server": {"max_body_bytes": MAX_BODY_BYTES}},
+    "models": [ModelSpec("leaves-by-reload"), ModelSpec(SEEING, fields={"images": True})],
+    "settings": {
+        "server": {"max_body_bytes": MAX_BODY_BYTES},
+        "fetch": {"allow_ports": [PORT], "allow_networks": [GALLERY], "timeout_s": 2, "max_total_bytes": 2_000_000},
+    },
 }
 CHAT = "/v1/chat/completions"
 MODEL = "single-11"
@@ -285,7 +307,7 @@ async def test_random_documents(world: World, cases: int) -> None:
     """Valid requests with random damage: the answer is 200, 400, 404 or 413."""
     draw = random.Random(20261121)
     whole = chat_body(
-        MODEL,
+        SEEING,
         stream=False,
         temperature=1,
         tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}],
@@ -409,7 +431,7 @@ def image_urls(port: int) -> list[str]:
         "[0:0:0:0:0:ffff:127.0.0.1]", "[64:ff9b::127.0.0.1]", "[fe80::1%25lo]", "127.0.0.1.", "localhost.",
         "127。0。0。1", "①②⑦.⓪.⓪.①", "127.0.0.1%00.example.org", "127.0.0.1#.example.org",
         "example.org@127.0.0.1", "127.0.0.1\\@example.org", "example.org\\.127.0.0.1", "user:pass@127.0.0.1",
-        "127.0.0.1 ", "127.0.0.1\t", "127.0.0.1%2f", "localtest.me", "127-0-0-1.example.org",
+        "127.0.0.1 ", "127.0.0.1\t", "127.0.0.1%2f", "localhost.localdomain", "127-0-0-1.invalid",
     ]  # fmt: skip
     found = [f"http://{host}:{port}/x.png" for host in hosts]
     found += [f"https://{host}:{port}/x.png" for host in hosts[:6]]
@@ -425,7 +447,7 @@ def image_urls(port: int) -> list[str]:
         "javascript:1",
         f"view-source:http://127.0.0.1:{port}/", f"blob:http://127.0.0.1:{port}/x", "about:blank",
         "unix:/var/run/docker.sock",
-        "https://example.org/x.png", "https://ok\\@evil/", f"http://redirect.example.org@127.0.0.1:{port}/",
+        "https://pictures.invalid/x.png", "https://ok\\@evil/", f"http://redirect.example.org@127.0.0.1:{port}/",
     ]  # fmt: skip
     return found
 
@@ -433,12 +455,13 @@ def image_urls(port: int) -> list[str]:
 class Sink:
     """Listens, and notes who came."""
 
+    port = PORT
+
     def __init__(self) -> None:
         self.visits = 0
 
     async def __aenter__(self) -> Sink:
-        self._server = await asyncio.start_server(self._visited, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._visited, "127.0.0.1", self.port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -449,19 +472,99 @@ class Sink:
         writer.close()
 
 
-@row("C11", "C13")
+@row("C11")
 async def test_no_image_address_is_fetched(untouched: World) -> None:
-    """Every address is refused with 400; nobody comes to where it leads, and no model server hears of it."""
+    """Every address that leads inside is refused with 400; nobody comes to where it leads, though the port is allowed,
+    and no model server hears of it."""
     async with Sink() as sink, await untouched.caller.open() as conversation:
         urls = image_urls(sink.port)
         assert len(urls) > 60
         for url in urls:
             part = {"type": "image_url", "image_url": {"url": url}}
-            body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
+            body = {"model": SEEING, "messages": [{"role": "user", "content": [part]}]}
             answer = await asked(conversation, untouched.caller, body)
             refused(answer)
             assert "image_url" in answer.error["param"], url
         assert sink.visits == 0
+
+
+def _picture(url: str, model: str = SEEING) -> dict[str, Any]:
+    """Returns a request with one picture."""
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return {"model": model, "messages": [{"role": "user", "content": [part]}]}
+
+
+@row("C11")
+async def test_an_allowed_picture_goes_on_as_data(world: World) -> None:
+    """What the operator allows is fetched and put in, in both dialects: the model server sees no address."""
+    model = world.models[SEEING]
+    async with PictureServer(GALLERY, PORT) as gallery:
+        assert (await world.caller.ask(CHAT, _picture(gallery.url("/ok")))).status == 200
+        block = {"type": "image", "source": {"type": "url", "url": gallery.url("/hop/4")}}
+        message = {"model": SEEING, "max_tokens": 5, "messages": [{"role": "user", "content": [block]}]}
+        assert (await world.caller.ask("/v1/messages", message)).status == 200
+        assert all(b"authorization" not in head.lower() and b"sk-" not in head for head in gallery.heads)
+    for seen in model.posts[-2:]:
+        (part,) = seen.json["messages"][0]["content"]
+        assert part["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+        assert GALLERY not in json.dumps(seen.json)
+
+
+@row("C11")
+async def test_a_model_that_takes_no_pictures_gets_none(untouched: World) -> None:
+    """400 that says so, and nothing is fetched for it; the same for pictures inline."""
+    async with PictureServer(GALLERY, PORT) as gallery:
+        for url in (gallery.url("/ok"), PICTURES["png"]):
+            answer = await untouched.caller.ask(CHAT, _picture(url, MODEL))
+            refused(answer)
+            assert answer.error["code"] == "images_not_supported"
+        assert gallery.visits == 0
+
+
+@row("C11")
+async def test_nothing_is_fetched_for_a_stranger(untouched: World) -> None:
+    """The key comes first."""
+    async with PictureServer(GALLERY, PORT) as gallery:
+        stranger = Caller(untouched.gateway.port, "sk-pas-nobody", untouched.tape)
+        refused(await stranger.ask(CHAT, _picture(gallery.url("/ok"))), 401)
+        assert gallery.visits == 0
+
+
+@row("C13")
+async def test_redirects_are_looked_at(untouched: World) -> None:
+    """From an allowed address to one inside: blocked before any packet; circles and chains of six end."""
+    async with PictureServer(GALLERY, PORT) as gallery, Sink() as sink:
+        for there in (f"http://127.0.0.1:{PORT}/", f"http://localhost:{PORT}/", "http://169.254.169.254/", "file:///x"):
+            answer = await untouched.caller.ask(CHAT, _picture(gallery.url("/to/" + there)))
+            refused(answer)
+            assert answer.error["code"] == "invalid_image_url"
+        for path in ("/loop", "/hop/5"):
+            before = gallery.visits
+            refused(await untouched.caller.ask(CHAT, _picture(gallery.url(path))))
+            assert gallery.visits - before == 6
+        assert sink.visits == 0
+
+
+@row("C14")
+@pytest.mark.parametrize("path", ["/huge-pixels", "/html", "/gzip", "/missing", "/silent", "/drip"])
+async def test_a_fetched_picture_is_looked_at(untouched: World, path: str) -> None:
+    """400 in bounded time for what is no bearable picture; nothing is unpacked."""
+    async with PictureServer(GALLERY, PORT) as gallery:
+        answer = await untouched.caller.ask(CHAT, _picture(gallery.url(path)))
+        refused(answer)
+        assert "image_url" in answer.error["param"]
+        assert answer.took_s < 10
+
+
+@row("C15")
+@pytest.mark.parametrize("path", ["/endless", "/lying-length"])
+async def test_an_endless_picture_is_cut(untouched: World, path: str) -> None:
+    """10 GB behind an address: 400 once the limit is passed, or the deadline."""
+    async with PictureServer(GALLERY, PORT) as gallery:
+        answer = await untouched.caller.ask(CHAT, _picture(gallery.url(path)))
+        refused(answer)
+        assert answer.took_s < 10
+        assert gallery.sent < 100_000_000
 
 
 def _png(width: int, height: int) -> bytes:
@@ -519,38 +622,33 @@ IMAGES = {
 @pytest.mark.parametrize("name", IMAGES)
 async def test_an_image_of_another_kind_is_refused(untouched: World, name: str) -> None:
     """Only the four picture formats pass, as base64; nothing is decoded here."""
-    part = {"type": "image_url", "image_url": {"url": IMAGES[name]}}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
-    refused(await untouched.caller.ask(CHAT, body))
+    refused(await untouched.caller.ask(CHAT, _picture(IMAGES[name])))
 
 
 @row("C14")
 @pytest.mark.parametrize("name", PICTURES)
 async def test_a_picture_of_bearable_size_passes(world: World, name: str) -> None:
     """The four formats go on untouched."""
-    part = {"type": "image_url", "image_url": {"url": PICTURES[name]}}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
+    body = _picture(PICTURES[name])
     answer = await world.caller.ask(CHAT, body)
     assert answer.status == 200, answer.body
-    assert world.models[MODEL].posts[-1].json["messages"][0]["content"][0] == part
+    assert world.models[SEEING].posts[-1].json["messages"] == body["messages"]
 
 
 @row("C15")
 async def test_a_data_url_of_30_mb_is_413(untouched: World) -> None:
     """Too large for a picture, though the body's limit would let it pass; and quickly said."""
-    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 30_000_000}}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
-    refused(await untouched.caller.ask(CHAT, body), 413)
+    refused(await untouched.caller.ask(CHAT, _picture("data:image/png;base64," + "A" * 30_000_000)), 413)
 
 
 @row("C16")
 async def test_a_picture_in_plain_text_is_text(world: World) -> None:
     """Markdown goes on as it stands; nobody fetches what it names."""
-    model = world.take()
+    model = world.models[SEEING]
     async with Sink() as sink:
         text = f"![x](http://127.0.0.1:{sink.port}/x.png) <img src=http://127.0.0.1:{sink.port}/y>"
         assert (await world.caller.chat(model.name, text=text)).status == 200
-        assert model.posts[0].json["messages"][0]["content"] == text
+        assert model.posts[-1].json["messages"][0]["content"] == text
         assert sink.visits == 0
 
 

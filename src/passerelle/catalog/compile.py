@@ -139,6 +139,7 @@ class _Compiler:
             max_concurrent=section.max_concurrent,
             context_window=section.context_window,
             trim_max_tokens=section.trim_max_tokens,
+            images=section.images,
             fallbacks=fallbacks,
             owned_by=section.owned_by,
             created=self._document.created,
@@ -174,6 +175,9 @@ class _Compiler:
             message = f"the engine '{section.engine}' cannot serve models of kind '{each.section.kind}'"
             kinds = ", ".join(kind.value for kind in rule.kinds)
             self.shaper.report(each.mark("targets", index, "engine"), f"{key}.engine", message, kinds)
+        if each.section.images and section.engine != "openai":
+            message = f"the engine '{section.engine}' takes no pictures, and the model says `images: true`"
+            self.shaper.report(each.mark("targets", index, "engine"), f"{key}.engine", message, "openai")
         options = self._options(each, index, section)
         url = self._url(each.mark("targets", index, "url"), f"{key}.url", section)
         if url is None or len(self.shaper.problems) > before:

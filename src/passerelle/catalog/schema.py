@@ -162,6 +162,7 @@ class ModelSection(Section, frozen=True, kw_only=True):
     trim_max_tokens: Annotated[
         bool, Meta(description="Lower `max_tokens` instead of refusing when prompt and answer do not fit together.")
     ] = False
+    images: Annotated[bool, Meta(description="It reads pictures: messages to it may hold some. `openai` only.")] = False
     owned_by: Annotated[Word, Meta(description="Shown in `/v1/models`.")] = "passerelle"
     fallbacks: Annotated[FallbackSection, Meta(description="Other models to use when this one cannot answer.")] = (
         FallbackSection()

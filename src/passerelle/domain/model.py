@@ -77,6 +77,8 @@ class Model:
     context_window: int | None = None
     trim_max_tokens: bool = False
     """Lower ``max_tokens`` instead of refusing, when the prompt fits but prompt and answer together do not."""
+    images: bool = False
+    """Messages to it may hold pictures."""
     fallbacks: Fallbacks = Fallbacks()
     owned_by: str = "passerelle"
     created: int = 0

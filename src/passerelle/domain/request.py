@@ -48,6 +48,10 @@ class Request:
     """Names of unknown fields that were left out."""
     changes: dict[str, msgspec.Raw] = field(default_factory=dict)
     """Top-level fields the gateway sets anew (a trimmed ``max_tokens``, say)."""
+    pictures: int = 0
+    """How many pictures its messages hold."""
+    remote_pictures: tuple[tuple[str, str], ...] = ()
+    """Pictures that are not here yet, as (name of the field, address): no model server sees the request with these."""
 
     def render(self, model: str, *, include_usage: bool) -> bytes:
         """Returns the body for a target that calls the model ``model``; the client's own bytes when nothing changes.

@@ -52,6 +52,8 @@ class Origin:
     port: int
     authority: str
     ca_file: str | None = None
+    address: str | None = None
+    """The IP address to connect to, for callers who looked at it; the host is resolved when it is None."""
 
     @classmethod
     def of(cls, url: str, *, ca_file: str | None = None) -> Origin:
@@ -76,7 +78,7 @@ class Origin:
 
 
 class Answer:
-    """One answer: a `Reply` once `Transport.request` returned it, with ``retry_after`` as the server sent it."""
+    """One answer: a `Reply` once `Transport.request` returned it, with ``retry_after`` and ``location`` as sent."""
 
     __slots__ = (
         "_buffer",
@@ -91,6 +93,7 @@ class Answer:
         "_waiter",
         "connect_s",
         "content_type",
+        "location",
         "retry_after",
         "stale",
         "status",
@@ -110,6 +113,7 @@ class Answer:
         self.status = 0
         self.content_type = b""
         self.retry_after: bytes | None = None
+        self.location: bytes | None = None
         self.connect_s = connect_s
         self.stale = False
 
@@ -471,6 +475,8 @@ class Connection(asyncio.Protocol):
                 raise self._complaint("a compressed body nobody asked for")
         elif name == b"retry-after":
             self._retry_after = value
+        elif name == b"location" and self._answer is not None:
+            self._answer.location = value
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
@@ -582,12 +588,12 @@ class Pool:
 
     __slots__ = ("_idle", "_open", "_ssl", "keep_alive_s", "origin")
 
-    def __init__(self, origin: Origin, keep_alive_s: float) -> None:
+    def __init__(self, origin: Origin, keep_alive_s: float, tls: ssl.SSLContext | None = None) -> None:
         self.origin = origin
         self.keep_alive_s = keep_alive_s
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
-        self._ssl: ssl.SSLContext | None = None
+        self._ssl = tls
 
     @property
     def open_count(self) -> int:
@@ -639,7 +645,7 @@ class Pool:
                 context = await self._tls() if origin.scheme == "https" else None
                 _, connection = await loop.create_connection(
                     lambda: Connection(self, loop),
-                    origin.host,
+                    origin.address or origin.host,
                     origin.port,
                     ssl=context,
                     server_hostname=origin.host if context else None,

@@ -67,9 +67,12 @@ class ContextAdmission:
         raise _too_long(model, window, tokens, request)
 
     async def count(self, call: Call, pool: Pool) -> int | None:
-        """Returns how many tokens the prompt has by the model's own tokenizer, None when the engine has none."""
+        """Returns how many tokens the prompt has by the model's own tokenizer.
+
+        None when the engine has none, or pictures are still to be fetched: the engine would fetch them.
+        """
         candidates = pool.candidates()
-        if candidates is None:
+        if candidates is None or call.request.remote_pictures:
             return None
         target = candidates[0].target
         began = time.monotonic()

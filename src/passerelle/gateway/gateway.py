@@ -25,7 +25,7 @@ from passerelle.domain.errors import (
     UpstreamTimeout,
 )
 from passerelle.domain.model import Model, ModelKind
-from passerelle.domain.request import Operation
+from passerelle.domain.request import Operation, Request
 from passerelle.domain.usage import Outcome
 from passerelle.gateway.admit import Admission
 from passerelle.gateway.attempt import Attempts, StreamBroken
@@ -40,6 +40,9 @@ from passerelle.telemetry.metrics import Metrics
 
 RenderStreamError = Callable[[PasserelleError, str], bytes]
 """(error, request id) -> the event that ends a broken stream."""
+
+FetchPictures = Callable[[Request, str], Awaitable[None]]
+"""(request, id of the key) -> puts its remote pictures into it. Raises BadRequest or PayloadTooLarge."""
 
 _ALARM_SLACK_S = 0.001
 """Timers of the event loop may be this early."""
@@ -60,6 +63,7 @@ class Gateway:
         guard: Guard | None = None,
         reservations: Reservations | None = None,
         durable: Callable[[], Awaitable[None]] | None = None,
+        fetch_pictures: FetchPictures | None = None,
     ) -> None:
         self._fleet = fleet
         self._context = context
@@ -70,6 +74,7 @@ class Gateway:
         self._render_stream_error = render_stream_error
         self._guard = guard or Guard(metrics)
         self._reservations = reservations
+        self._fetch_pictures = fetch_pictures
         self._durable = durable
         """Waits until the usage rows so far are durable, where answers wait for that; raises Unavailable."""
         self._running: dict[str, dict[asyncio.Task[Any], Call]] = {}
@@ -155,6 +160,8 @@ class Gateway:
             pending = self._reservations.reserve(call, model, pool)
             if pending is not None:
                 await pending
+        if call.request.remote_pictures:
+            await self._take_pictures(call)
         lease = self._admission.admit_at_once(pool) or await self._admission.admit(call, pool, client)
         try:
             if guarded is None:
@@ -163,6 +170,16 @@ class Gateway:
                 await guarded.run(client, partial(self._attempts.run, call, pool))
         finally:
             lease.release()
+
+    async def _take_pictures(self, call: Call) -> None:
+        """Has pictures fetched for a caller whose limits let the call pass, before it takes a place of a model."""
+        if self._fetch_pictures is None:
+            raise BadRequest(
+                "Pictures are not fetched here; send them as `data:` URLs.",
+                param=call.request.remote_pictures[0][0],
+                code="invalid_image_url",
+            )
+        await self._fetch_pictures(call.request, call.principal.key_id)
 
     async def _settle_durably(self, call: Call) -> None:
         """Settles a call whose answer is about to end. Raises Unavailable when its row cannot be kept."""
@@ -235,6 +252,13 @@ def resolve(call: Call) -> Model:
     if not call.principal.may_call(model.name):
         raise Forbidden(f"This key may not call the model '{model.name}'.", code="model_not_allowed", param="model")
     _check_kind(model, call.request.operation)
+    if call.request.pictures and not model.images:
+        raise BadRequest(
+            f"The model '{model.name}' takes no pictures; send text only, or name a model that does "
+            "(`images: true` in the configuration).",
+            param="messages",
+            code="images_not_supported",
+        )
     return model
 
 
@@ -275,7 +299,9 @@ def _fallback(call: Call, model: Model, reason: str, tried: set[str]) -> Model |
     chains = {"context": model.fallbacks.context, "overload": model.fallbacks.overload, "error": model.fallbacks.error}
     for name in chains[reason]:
         other = call.snapshot.resolve(name)
-        if other is not None and other.name not in tried and call.principal.may_call(other.name):
+        if other is None or other.name in tried or not call.principal.may_call(other.name):
+            continue
+        if other.images or not call.request.pictures:
             return other
     return None
 

@@ -1,7 +1,8 @@
-"""Images and sound in messages: only what the client sent itself, bounded, and never fetched from anywhere.
+"""Images and sound in messages: bounded, and no address goes to a model server.
 
 A model server that gets a URL fetches it, from inside the network it stands in. So no URL is forwarded: a picture
-comes as a ``data:`` URL, or the request is refused before any packet leaves.
+comes as a ``data:`` URL, or as an http or https URL that is read strictly here and fetched by us
+(`passerelle.faces.openai.remote`), once the caller's limits let the request pass.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import re
 
 from passerelle.domain.errors import BadRequest, PayloadTooLarge
 from passerelle.faces.openai.bodies import AudioPart, ImagePart, RefusalPart, TextPart
-from passerelle.faces.openai.picture import Base64Reader, picture_size
+from passerelle.faces.openai.picture import Base64Reader, Reader, picture_size
+from passerelle.net.address import AddressRefused, read_url
 
 MAX_MEDIA_BYTES = 20 * 2**20
 """Upper bound of one picture or sound, as text in the request (base64: three quarters of it are data)."""
@@ -21,29 +23,49 @@ MAX_PIXELS = 50_000_000
 _PICTURE = re.compile(r"data:image/(png|jpeg|jpg|gif|webp);base64,(?=[A-Za-z0-9+/]{4})")
 
 
-def check_part(part: TextPart | RefusalPart | ImagePart | AudioPart, param: str) -> None:
-    """Raises BadRequest or PayloadTooLarge when a part of a message may not be forwarded; ``param`` names it."""
+def check_part(part: TextPart | RefusalPart | ImagePart | AudioPart, param: str) -> str | None:
+    """Returns the address that a picture is to be fetched from, None when there is nothing to fetch.
+
+    Raises BadRequest or PayloadTooLarge when a part of a message may not be forwarded; ``param`` names it.
+    """
     if isinstance(part, ImagePart):
-        _check_picture(part.image_url.url, f"{param}.image_url.url")
-    elif isinstance(part, AudioPart):
+        return _check_picture(part.image_url.url, picture_param(param))
+    if isinstance(part, AudioPart):
         _check_size(part.input_audio.data, f"{param}.input_audio.data")
+    return None
 
 
-def _check_picture(url: str, param: str) -> None:
+def picture_param(param: str) -> str:
+    """Returns the name of the address in a part of a message."""
+    return f"{param}.image_url.url"
+
+
+def _check_picture(url: str, param: str) -> str | None:
     found = _PICTURE.match(url)
-    if found is None:
+    if found is not None:
+        _check_size(url, param)
+        check_pixels(found[1], Base64Reader(url, found.end()), param)
+        return None
+    if url[:5].lower() == "data:":
         raise BadRequest(
-            "Pictures are accepted as `data:image/png;base64,…` URLs (png, jpeg, gif, webp) only: "
-            "no address that a client names is fetched from inside this network.",
+            "Pictures in a request are `data:image/png;base64,…` URLs (png, jpeg, gif, webp).",
             param=param,
             code="invalid_image_url",
         )
-    _check_size(url, param)
     try:
-        width, height = picture_size(found[1], Base64Reader(url, found.end()))
+        read_url(url)
+    except AddressRefused as error:
+        raise BadRequest(str(error), param=param, code="invalid_image_url") from None
+    return url
+
+
+def check_pixels(kind: str, reader: Reader, param: str) -> None:
+    """Raises BadRequest when a picture is not of its kind, or announces too many pixels."""
+    try:
+        width, height = picture_size(kind, reader)
     except ValueError:
         raise BadRequest(
-            f"This is not a {found[1]} picture in base64, or it is cut off.", param=param, code="invalid_image"
+            f"This is not a {kind} picture, or it is cut off.", param=param, code="invalid_image"
         ) from None
     if width * height > MAX_PIXELS:
         raise BadRequest(

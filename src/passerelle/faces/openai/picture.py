@@ -10,10 +10,35 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
+from typing import Protocol
 
 _MAX_SEGMENTS = 1000
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+_MARKS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+
+
+class Reader(Protocol):
+    """Where the bytes of a picture are."""
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Returns ``count`` bytes from ``offset``. Raises ValueError when there are fewer."""
+
+
+class BytesReader:
+    """Reads pieces of bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Returns ``count`` bytes from ``offset``. Raises ValueError when there are fewer."""
+        found = self._data[offset : offset + count]
+        if len(found) < count:
+            raise ValueError("too short")
+        return found
 
 
 class Base64Reader:
@@ -36,7 +61,12 @@ class Base64Reader:
         return found
 
 
-def picture_size(kind: str, reader: Base64Reader) -> tuple[int, int]:
+def picture_kind(data: bytes) -> str | None:
+    """Returns which picture begins with these bytes (png, jpeg, gif, webp), None when it is none of them."""
+    return next((kind for mark, kind in _MARKS if data.startswith(mark)), None)
+
+
+def picture_size(kind: str, reader: Reader) -> tuple[int, int]:
     """Returns (width, height) in pixels that a picture of ``kind`` (png, jpeg, gif, webp) announces.
 
     Raises ValueError when it is no such picture.
@@ -48,7 +78,7 @@ def picture_size(kind: str, reader: Base64Reader) -> tuple[int, int]:
     return width, height
 
 
-def _png(reader: Base64Reader) -> tuple[int, int]:
+def _png(reader: Reader) -> tuple[int, int]:
     head = reader.at(0, 24)
     if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
         raise ValueError("not a PNG")
@@ -56,7 +86,7 @@ def _png(reader: Base64Reader) -> tuple[int, int]:
     return width, height
 
 
-def _gif(reader: Base64Reader) -> tuple[int, int]:
+def _gif(reader: Reader) -> tuple[int, int]:
     head = reader.at(0, 10)
     if head[:6] not in (b"GIF87a", b"GIF89a"):
         raise ValueError("not a GIF")
@@ -64,7 +94,7 @@ def _gif(reader: Base64Reader) -> tuple[int, int]:
     return width, height
 
 
-def _jpeg(reader: Base64Reader) -> tuple[int, int]:
+def _jpeg(reader: Reader) -> tuple[int, int]:
     if reader.at(0, 2) != b"\xff\xd8":
         raise ValueError("not a JPEG")
     offset = 2
@@ -84,7 +114,7 @@ def _jpeg(reader: Base64Reader) -> tuple[int, int]:
     raise ValueError("too many segments")
 
 
-def _webp(reader: Base64Reader) -> tuple[int, int]:
+def _webp(reader: Reader) -> tuple[int, int]:
     head = reader.at(0, 30)
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         raise ValueError("not a WebP")

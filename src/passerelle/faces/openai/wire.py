@@ -18,7 +18,7 @@ import msgspec.inspect
 from passerelle.domain.errors import BadRequest
 from passerelle.domain.request import Operation, Request
 from passerelle.faces.openai import bodies, fields
-from passerelle.faces.openai.media import check_part
+from passerelle.faces.openai.media import check_part, picture_param
 from passerelle.faces.openai.nested import leave_out_unknown
 from passerelle.faces.openai.tools import check_response_format, check_tools
 
@@ -55,7 +55,7 @@ def parse_chat(body: bytes) -> Request:
         )
     dropped = _allowed_only(encoded, Operation.CHAT)
     chat, inner = _typed(_CHAT, body, encoded)
-    _check_messages(chat.messages)
+    pictures, remote = _check_messages(chat.messages)
     if chat.top_logprobs and not chat.logprobs:
         raise BadRequest("Field `top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
     if chat.tools is not None or chat.tool_choice is not None:
@@ -63,7 +63,9 @@ def parse_chat(body: bytes) -> Request:
     if chat.response_format is not None:
         check_response_format(chat.response_format)
     max_tokens = chat.max_completion_tokens or chat.max_tokens
-    return _generation(Operation.CHAT, chat, encoded, dropped + inner, max_tokens=max_tokens, n=chat.n or 1)
+    request = _generation(Operation.CHAT, chat, encoded, dropped + inner, max_tokens=max_tokens, n=chat.n or 1)
+    request.pictures, request.remote_pictures = pictures, remote
+    return request
 
 
 def parse_completion(body: bytes) -> Request:
@@ -126,9 +128,23 @@ def parse_tokenize(body: bytes) -> Request:
     tokenize, inner = _typed(_TOKENIZE, body, encoded)
     if (tokenize.prompt is None) == (tokenize.messages is None):
         raise BadRequest("Send either `prompt` or `messages`, and not both.", param="prompt")
+    pictures = 0
     if tokenize.messages is not None:
-        _check_messages(tokenize.messages)
-    return Request(Operation.TOKENIZE, tokenize.model, msgspec.json.encode(encoded), encoded, dropped=dropped + inner)
+        pictures, remote = _check_messages(tokenize.messages)
+        if remote:
+            raise BadRequest(
+                "Pictures are not fetched to count tokens; send them as `data:` URLs.",
+                param=remote[0][0],
+                code="invalid_image_url",
+            )
+    return Request(
+        Operation.TOKENIZE,
+        tokenize.model,
+        msgspec.json.encode(encoded),
+        encoded,
+        dropped=dropped + inner,
+        pictures=pictures,
+    )
 
 
 def parse_detokenize(body: bytes) -> Request:
@@ -268,17 +284,25 @@ def _field(what: str) -> str:
     return found[1] if found else "?"
 
 
-def _check_messages(messages: list[bodies.Message]) -> None:
+def _check_messages(messages: list[bodies.Message]) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Returns how many pictures there are, and those to be fetched: (name of the field, address)."""
+    pictures = 0
+    remote: list[tuple[str, str]] = []
     for index, message in enumerate(messages):
         content = message.content
         if type(content) is list:
             for number, part in enumerate(content):
-                check_part(part, f"messages[{index}].content[{number}]")
+                where = f"messages[{index}].content[{number}]"
+                url = check_part(part, where)
+                pictures += isinstance(part, bodies.ImagePart)
+                if url is not None:
+                    remote.append((picture_param(where), url))
         elif content is None and isinstance(message, bodies.AssistantMessage) and not _says_something(message):
             raise BadRequest(
                 f"Message {index} of the assistant has no `content` and no `tool_calls`.",
                 param=f"messages[{index}].content",
             )
+    return pictures, tuple(remote)
 
 
 def _says_something(message: bodies.AssistantMessage) -> bool:

@@ -358,28 +358,30 @@ def image(url: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-HOSTILE_URLS = [
-    "file:///etc/passwd",
-    "gopher://127.0.0.1:6379/_INFO",
-    "ftp://example.org/a.png",
+FETCHED_URLS = [
     "http://example.org/a.png",
     "https://example.org/a.png",
     "HTTP://EXAMPLE.ORG/A.PNG",
-    "http://127.1/",
     "http://127.0.0.1:8000/metrics",
-    "http://2130706433/",
-    "http://0x7f000001/",
-    "http://0177.0.0.1/",
-    "http://0/",
     "http://localhost/",
     "http://[::1]/",
     "http://[::ffff:127.0.0.1]/",
     "http://[64:ff9b::7f00:1]/",
     "http://169.254.169.254/latest/meta-data/",
     "http://metadata.google.internal/",
+    "http://127\u30020\u30020\u30021/",
+]
+HOSTILE_URLS = [
+    "file:///etc/passwd",
+    "gopher://127.0.0.1:6379/_INFO",
+    "ftp://example.org/a.png",
+    "http://127.1/",
+    "http://2130706433/",
+    "http://0x7f000001/",
+    "http://0177.0.0.1/",
+    "http://0/",
     "http://a@127.0.0.1/",
     "http://ok.example\\@127.0.0.1/",
-    "http://127\u30020\u30020\u30021/",
     "http://127.0.0.1./",
     "//127.0.0.1/a.png",
     "/etc/passwd",
@@ -403,11 +405,23 @@ HOSTILE_URLS = [
 
 
 @pytest.mark.parametrize("url", HOSTILE_URLS)
-def test_a_picture_at_an_address_is_refused(url: str) -> None:
-    """Faults row C11: nothing that a model server would fetch is forwarded."""
-    with pytest.raises(BadRequest, match="data:image") as caught:
+def test_a_picture_at_an_odd_address_is_refused(url: str) -> None:
+    """Faults row C11: what is neither a picture nor a plain http or https URL goes nowhere."""
+    with pytest.raises(BadRequest) as caught:
         chat(messages=[HELLO, {"role": "user", "content": [{"type": "text", "text": "?"}, image(url)]}])
     assert caught.value.param == "messages[1].content[1].image_url.url"
+    assert caught.value.error_code == "invalid_image_url"
+
+
+@pytest.mark.parametrize("url", FETCHED_URLS)
+def test_a_picture_at_an_address_is_noted(url: str) -> None:
+    """The gateway learns what is to be fetched, before any model server may see the request; tokenize takes none."""
+    messages = [HELLO, {"role": "user", "content": [image(PICTURE), image(url)]}]
+    request = chat(messages=messages)
+    assert request.pictures == 2
+    assert request.remote_pictures == (("messages[1].content[1].image_url.url", url),)
+    with pytest.raises(BadRequest, match="data:"):
+        wire.parse_tokenize(json.dumps({"model": "phi", "messages": messages}).encode())
 
 
 @pytest.mark.parametrize(
