@@ -34,11 +34,29 @@ async def test_progress_is_coalesced_and_the_end_is_kept() -> None:
     assert await backlog.take() == []
 
 
-async def test_too_many_other_events_send_the_reader_away() -> None:
-    """What may not be dropped is bounded by giving up, not by memory."""
+async def notes(count: int) -> AsyncIterator[JobEvent]:
+    """Yields events that may not be dropped."""
+    for seq in range(1, count + 1):
+        yield event(seq, "note")
+
+
+async def test_what_does_not_fit_waits_for_room() -> None:
+    """However many events may not be dropped, at most the bound waits here, and all arrive in order."""
     backlog = Backlog(most=4)
-    for seq in range(1, 6):
-        backlog.add(event(seq, "note"))
+    filling = asyncio.create_task(backlog.fill(notes(50)))
+    seen: list[int] = []
+    while taken := await backlog.take():
+        assert len(taken) <= 4
+        seen += [each.seq for each in taken]
+        await asyncio.sleep(0)
+    await filling
+    assert seen == list(range(1, 51))
+
+
+async def test_a_reader_that_takes_nothing_is_sent_away() -> None:
+    """After the time that a full backlog waits, the reader gets no more."""
+    backlog = Backlog(most=4, stall_s=0.01)
+    await backlog.fill(notes(50))
     with pytest.raises(TooSlow):
         await backlog.take()
 
@@ -49,5 +67,5 @@ async def test_a_reader_waits_for_news() -> None:
     taking = asyncio.create_task(backlog.take())
     await asyncio.sleep(0)
     assert not taking.done()
-    backlog.add(event(1))
+    await backlog.fill(notes(1))
     assert [each.seq for each in await taking] == [1]
