@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from passerelle.batches.store import BatchLog, BatchStore, InputError, lines_of
 from passerelle.domain.errors import Conflict, NotFound
-from passerelle.files.store import FileRules, FileStore
+from passerelle.files.expiry import BATCH_KEPT_MS, GIVEN_UP_MS, Expiry
+from passerelle.files.store import FileRules, FileStore, now_ms
 from passerelle.jobs.writes import LeaseLost
 from passerelle.storage.engine import Database
+from passerelle.storage.tables import batches, files
 
 WHO: dict[str, Any] = {"organisation": "acme", "project": "docs", "key_id": "key_a"}
 
@@ -97,6 +100,24 @@ async def test_pages_of_batches(database: Database) -> None:
         seen += [each.id for each in page]
     assert sorted(seen) == sorted(made)
     assert len(seen) == 5
+
+
+async def test_files_of_a_running_batch_are_not_given_up(database: Database) -> None:
+    """However long it runs, what it writes to stays; a batch is listed for long after its end, then it is gone."""
+    store, files_of, batch_id = await running(database)
+    long_ago = now_ms() - max(GIVEN_UP_MS, BATCH_KEPT_MS) - 1
+    async with database.write() as connection:
+        await connection.execute(update(files).values(created_at_ms=long_ago))
+    await Expiry(database).sweep()
+    log = BatchLog(database.of("acme"), batch_id, 1)
+    await log.append(await store.get(batch_id), [b"one\n"], [])
+    ended = await log.end("completed", [], None)
+    assert await content(files_of, ended.output_file_id) == b"one\n"
+    async with database.write() as connection:
+        await connection.execute(update(batches).values(ended_at_ms=long_ago))
+    await Expiry(database).sweep()
+    with pytest.raises(NotFound):
+        await store.get(batch_id)
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

@@ -35,27 +35,43 @@ def given_items(value: str | list[Item]) -> list[Item]:
 def _item(item: Item, where: str) -> Item:
     kind = item.get("type", "message")
     if kind == "message":
-        return _message(item.get("role"), item.get("content"), where, item.get("id"))
+        return _message(item.get("role"), item.get("content"), where, _id_of(item, "msg"))
     if kind == "function_call":
         called = {name: _text_of(item, name, where) for name in ("call_id", "name", "arguments")}
-        return {"type": kind, "id": item.get("id") or new_item_id("fc"), "status": "completed", **called}
+        return {"type": kind, "id": _id_of(item, "fc"), "status": "completed", **called}
     if kind == "function_call_output":
         output = item.get("output")
         if not isinstance(output, str):
-            output = "".join(part["text"] for part in _parts(output, f"{where}.output", "user"))
+            output = _joined(_parts(output, f"{where}.output", "user"), f"{where}.output")
         told = {"call_id": _text_of(item, "call_id", where), "output": output}
-        return {"type": kind, "id": item.get("id") or new_item_id("fco"), "status": "completed", **told}
+        return {"type": kind, "id": _id_of(item, "fco"), "status": "completed", **told}
     if kind == "reasoning":
-        return dict(item)
+        return {**item, "id": _id_of(item, "rs")}
     raise BadRequest(f"Field `{where}.type`: items of the type {str(kind)[:64]!r} are not served.", param=where)
 
 
-def _message(role: object, content: object, where: str, item_id: object = None) -> Item:
+def _message(role: object, content: object, where: str, item_id: str | None = None) -> Item:
     if role not in _ROLES:
         raise BadRequest(f"Field `{where}.role`: it is one of {', '.join(_ROLES)}.", param=f"{where}.role")
     parts = _parts(content, f"{where}.content", str(role))
-    found = item_id if isinstance(item_id, str) else new_item_id("msg")
-    return {"type": "message", "id": found, "role": role, "status": "completed", "content": parts}
+    return {
+        "type": "message",
+        "id": item_id or new_item_id("msg"),
+        "role": role,
+        "status": "completed",
+        "content": parts,
+    }
+
+
+def _id_of(item: Item, prefix: str) -> str:
+    found = item.get("id")
+    return found if isinstance(found, str) and 0 < len(found) <= 128 else new_item_id(prefix)
+
+
+def _joined(parts: list[Item], where: str) -> str:
+    if not all(part["type"] == "input_text" for part in parts):
+        raise BadRequest(f"Field `{where}`: what a tool gave is text, for the models here.", param=where)
+    return "".join(part["text"] for part in parts)
 
 
 def _parts(content: object, where: str, role: str) -> list[Item]:

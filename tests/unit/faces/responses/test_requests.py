@@ -12,6 +12,8 @@ from passerelle.faces.responses.answers import text_message
 from passerelle.faces.responses.items import Item
 from passerelle.faces.responses.requests import chat_request, draft, parse
 
+IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+
 
 def chat(before: list[Item] | None = None, *, stream: bool = False, **fields: Any) -> dict[str, Any]:
     """The chat request for a Responses request."""
@@ -105,6 +107,10 @@ def test_pictures() -> None:
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}]}, "input[0].content[0]"),
         ({"input": 5}, "input"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "a", "output": [IMAGE]}]},
+            "input[0].output",
+        ),
         ({"tools": [{"type": "mcp"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "file_search"}}, "tool_choice"),
         ({"truncation": "auto"}, "truncation"),
