@@ -159,7 +159,7 @@ class Work:
                 PREVIOUS: previous,
                 "language": self.manifest.language or "",
                 "metadata": dict(self.manifest.metadata),
-                "output_schema": "" if schema is None else msgspec.json.encode(schema).decode(),
+                "output_schema": "" if schema is None else msgspec.json.encode(dict(schema)).decode(),
                 "part": part,
                 "parts": parts,
             }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -239,6 +241,20 @@ async def test_extract_merges_the_parts() -> None:
     assert found["items"].count("same") == 1
     assert len(found["items"]) == len(model.prompts) + 1
     assert model.options[0].schema == {"type": "object"}
+
+
+async def test_a_schema_is_shown_to_the_prompt_and_to_the_server() -> None:
+    """As a manifest holds it, which nobody can write to, it reaches the prompt's variable and the call."""
+    schema: dict[str, object] = {"type": "object", "properties": {"a": {"type": "array"}}}
+    output = OutputSpec("json", MappingProxyType(schema))
+    model = Model(lambda prompt: "{}")
+    made = work("A : one", model, strategy=Strategy.EXTRACT, output=output)
+    made.manifest = replace(
+        made.manifest, prompt=parse_prompt("{{ output_schema }} {{ input }}", "p", PromptSyntax.JINJA)
+    )
+    await strategies.run(made)
+    assert json.loads(model.prompts[0].removesuffix(" A : one")) == schema
+    assert model.options[0].schema == schema
 
 
 async def test_extract_without_json_says_which_part() -> None:
