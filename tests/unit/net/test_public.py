@@ -81,7 +81,7 @@ async def test_private_addresses_are_refused(address: str) -> None:
         "http://example.org\\@127.0.0.1/",
         "http://a b/",
         "http://example.org:99999/",
-        "http://é.example/",
+        "http://a;b.example/",
         "http://example.org/\r\nx: y",
     ],
 )
