@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from passerelle.domain.errors import PasserelleError, Unavailable
+from passerelle.domain.errors import BadRequest, PasserelleError, Unavailable
 from passerelle.domain.principal import Role
 from passerelle.engines.fetch import Fetcher
 from passerelle.engines.transport import Transport
@@ -20,7 +20,7 @@ from passerelle.identity.secrets import Secrets
 from passerelle.identity.sessions import Sessions
 from passerelle.identity.throttle import Throttle
 from passerelle.settings import AuthSection, OidcSection
-from passerelle.storage.engine import Database, StorageUnavailable
+from passerelle.storage.engine import Database, StorageCannotHold, StorageUnavailable
 
 CALLBACK = "/auth/oidc/callback"
 
@@ -87,9 +87,11 @@ def mail_server(settings: AuthSection) -> MailServer:
 
 
 def translate(error: Exception) -> PasserelleError | None:
-    """Returns what callers are told of a failure of the database; None for what is none."""
+    """Returns what callers are told when the database fails, or cannot keep what they sent; None for anything else."""
     if isinstance(error, StorageUnavailable):
         return Unavailable("The database does not answer right now; retry in a few seconds.", retry_after_s=2.0)
+    if isinstance(error, StorageCannotHold):
+        return BadRequest("A text of the request holds a NUL character (U+0000), which no text may: leave it out.")
     return None
 
 

@@ -112,7 +112,8 @@ class RouteTable:
         methods = self._exact.get(path)
         parameters: Mapping[str, str] = {}
         if methods is None:
-            for pattern, candidates in self._patterns:
+            # A NUL is in no id: PostgreSQL would not even look for one.
+            for pattern, candidates in self._patterns if "\0" not in path else ():
                 if found := pattern.fullmatch(path):
                     methods, parameters = candidates, found.groupdict()
                     break

@@ -9,6 +9,7 @@ What a caller sees fail is one of:
     StorageError            the database cannot be used as configured; the message says what to do
       StorageUnavailable    it cannot be reached, or is locked, now: a retry may work
       StorageRejected       it refused this statement or these values: a retry cannot work
+        StorageCannotHold   a text has a character that PostgreSQL keeps in none: NUL
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ could make a role with fewer. One question, on no request's path."""
 _SET_OWNER = "SELECT set_config('passerelle.organisation', '*', true)"
 _REJECTED_SQLSTATES = ("22", "23", "42")
 """Data exception, integrity violation, syntax error: the statement is wrong, not the moment."""
+_UNSTORABLE_SQLSTATES = ("22021", "22P05")
+"""character_not_in_repertoire, untranslatable_character: a NUL in a text, or in one of a JSON document."""
 
 
 class StorageError(Exception):
@@ -69,6 +72,10 @@ class StorageUnavailable(StorageError):
 
 class StorageRejected(StorageError):
     """The database refused a statement or its values; a retry cannot work."""
+
+
+class StorageCannotHold(StorageRejected):
+    """A text holds a NUL character. SQLite takes it, PostgreSQL does not."""
 
 
 class Database:
@@ -125,7 +132,8 @@ class Database:
             yield
         except StatementError as error:
             if _is_rejection(error):
-                raise StorageRejected(f"{self.where} refused a statement: {_reason(error)}.") from error
+                kind = StorageCannotHold if _sqlstate(error) in _UNSTORABLE_SQLSTATES else StorageRejected
+                raise kind(f"{self.where} refused a statement: {_reason(error)}.") from error
             raise self._unavailable(_reason(error)) from error
         except PoolTimeoutError as error:
             raise self._unavailable("all its connections are busy") from error
@@ -260,8 +268,13 @@ def _is_rejection(error: StatementError) -> bool:
         return True
     if isinstance(error, (IntegrityError, ProgrammingError)):
         return True
+    return _sqlstate(error)[:2] in _REJECTED_SQLSTATES
+
+
+def _sqlstate(error: StatementError) -> str:
+    """PostgreSQL's code of what is wrong, nothing where there is none."""
     state = getattr(error.orig, "sqlstate", None)
-    return isinstance(state, str) and state[:2] in _REJECTED_SQLSTATES
+    return state if isinstance(state, str) else ""
 
 
 def _reason(error: StatementError) -> str:

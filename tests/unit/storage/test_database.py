@@ -15,8 +15,11 @@ import pytest
 from sqlalchemy import insert, select, text
 from tests.harness.postgres import PostgresServer
 
+from passerelle.domain.errors import BadRequest
+from passerelle.sign_on import translate
 from passerelle.storage.engine import (
     Database,
+    StorageCannotHold,
     StorageError,
     StorageRejected,
     StorageUnavailable,
@@ -82,6 +85,21 @@ async def test_a_refused_statement_is_told_from_a_database_that_is_away(database
         async with database.write() as connection:
             await connection.execute(insert(sequences).values(name="canary-value", value=2))
     assert "canary-value" not in str(raised.value)
+
+
+async def test_a_text_that_cannot_be_kept_is_the_callers_mistake(postgres: PostgresServer, tmp_path: Path) -> None:
+    """PostgreSQL has no NUL in texts and JSON: whoever sends one gets 400, as for any bad input, never a 500."""
+    database = open_database(await postgres.new_database(), tmp_path)
+    await upgrade(database)
+    looked_for = select(sequences.c.name).where(sequences.c.name == "a\0")
+    for statement in (looked_for, text("SELECT CAST('{\"a\": \"\\u0000\"}' AS jsonb) ->> 'a'")):
+        with pytest.raises(StorageCannotHold) as raised:
+            async with database.read() as connection:
+                await connection.execute(statement)
+        told = translate(raised.value)
+        assert isinstance(told, BadRequest)
+        assert told.status == 400
+    await database.aclose()
 
 
 async def test_a_locked_database_is_waited_for_and_then_said_to_be_locked(
