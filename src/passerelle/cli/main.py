@@ -26,6 +26,7 @@ NOUNS = (
     "model",
     "router",
     "service",
+    "prompt",
     "job",
     "worker",
     "audit",
