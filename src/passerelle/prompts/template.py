@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from passerelle.domain.errors import BadRequest
-from passerelle.services.prompts import MAX_FILLED_CHARACTERS, PromptSyntax, PromptTemplate, parse_prompt
+from passerelle.services.prompts import MAX_FILLED_CHARACTERS, PromptError, PromptSyntax, PromptTemplate, parse_prompt
 
 MAX_TEMPLATE_CHARACTERS: Final = 200_000
 MAX_VARIABLES: Final = 200
@@ -63,7 +63,15 @@ class Filler:
                 there = ", ".join(sorted(self.variables)[:20]) or "none"
                 raise _wrong(name, f"The prompt has no variable '{name[:100]}'; it has: {there}.")
         values = {**self.content.defaults, **given}
-        return fill(self.content.template, values) if self.jinja is None else self.jinja.render(values)
+        if self.jinja is None:
+            return fill(self.content.template, values)
+        try:
+            return self.jinja.render(values)
+        except PromptError as error:
+            for name in self.variables - values.keys():
+                if f"'{name}' is undefined" in error.message:
+                    raise _missing(name) from None
+            raise
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:

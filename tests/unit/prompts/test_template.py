@@ -78,8 +78,9 @@ def test_jinja_is_the_safe_part_of_it() -> None:
     filler = prepare(Content(template=text, syntax="jinja"))
     assert filler.variables == {"items", "tone"}
     assert filler.render({"items": [{"name": "a"}, {"name": "b"}]}) == "a;b;calm"
-    with pytest.raises(BadRequest, match="'items' is undefined"):
+    with pytest.raises(BadRequest, match="needs a value for 'items'") as caught:
         filler.render({})
+    assert (caught.value.param, caught.value.error_code) == ("items", "invalid_variable")
     with pytest.raises(BadRequest, match="'other'"):
         filler.render({"items": [], "other": 1})
 
