@@ -85,10 +85,12 @@ class Reservations:
         if plan is not None and plan.counts_tokens and request.operation in _GENERATING:
             prompt = call.prompt_tokens if call.prompt_tokens is not None else prompt_bound(request)
         result = self._take(call, model, plan, prompt)
-        if type(result) is Grant:
-            _accept(call, plan, result)
-            return None
-        return self._conclude(call, model, pool, plan, prompt, result)
+        if type(result) is not Grant:
+            return self._conclude(call, model, pool, plan, prompt, result)
+        call.hold, call.limit_headers = result.hold, result.headers
+        if plan is not None and plan.bounds_answers and request.max_tokens is None:
+            _bound_answer(call, result.answer_tokens)
+        return None
 
     async def _conclude(
         self,
@@ -108,14 +110,20 @@ class Reservations:
                 found = again if isinstance(again, Grant | Refusal) else await again
         if isinstance(found, Refusal):
             raise found.error
-        _accept(call, plan, found)
+        call.hold, call.limit_headers = found.hold, found.headers
+        if plan is not None and plan.bounds_answers:
+            _bound_answer(call, found.answer_tokens)
 
     def _take(
         self, call: Call, model: Model, plan: Plan | None, prompt: int
     ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
-        answer, least = self._answer(call.request, model, prompt) if plan is not None and plan.counts_tokens else (0, 0)
+        answer = least = 0
+        if plan is not None and plan.counts_tokens:
+            answer, least = self._answer(call.request, model, prompt)
         order = Order(model.name, int(call.arrived_at * 1000), prompt, answer, least)
-        before, call.hold = call.hold, None
+        before = call.hold
+        if before is not None:
+            call.hold = None
         return self._limits.take(plan, order, before)
 
     def _answer(self, request: Request, model: Model, prompt: int) -> tuple[int, int]:
@@ -128,7 +136,8 @@ class Reservations:
                 if (trimmed := request.changes.get(name)) is not None:
                     asked = int(bytes(trimmed))
         if asked is not None:
-            return asked * request.n, asked * request.n
+            tokens = asked * request.n
+            return tokens, tokens
         if request.operation is Operation.COMPLETION:
             return COMPLETION_TOKENS * request.n, COMPLETION_TOKENS * request.n
         window = self._window(model)
@@ -137,33 +146,34 @@ class Reservations:
 
     def settle(self, call: Call) -> None:
         """Gives the call its cost, gives back what was set aside and counts what was used. Does not wait."""
-        usage, request, model = call.usage, call.request, call.model
-        if usage.source is UsageSource.RELAYED and not usage.prompt_tokens:
-            usage.prompt_tokens = call.prompt_tokens if call.prompt_tokens is not None else prompt_estimate(request)
-        if model is not None and usage.source is not UsageSource.NONE:
-            call.cost_nano = self._limits.cost_nano(
-                model.name,
-                int(call.arrived_at * 1000),
-                usage.prompt_tokens,
-                usage.cached_tokens,
-                usage.completion_tokens,
-            )
-        hold, call.hold = call.hold, None
+        usage, model = call.usage, call.model
+        source = usage.source
+        if source is not _NOTHING_RAN:
+            if source is _CUT and not usage.prompt_tokens:
+                counted = call.prompt_tokens
+                usage.prompt_tokens = counted if counted is not None else prompt_estimate(call.request)
+            if model is not None:
+                call.cost_nano = self._limits.cost_nano(
+                    model.name,
+                    int(call.arrived_at * 1000),
+                    usage.prompt_tokens,
+                    usage.cached_tokens,
+                    usage.completion_tokens,
+                )
+        hold = call.hold
         if hold is not None:
-            outcome = call.outcome
-            counted = outcome is Outcome.OK or outcome not in REFUNDED
-            tokens = usage.prompt_tokens + usage.completion_tokens
-            self._limits.settle(hold, Spent(int(counted), tokens, call.cost_nano))
+            call.hold = None
+            request = 0 if call.outcome in REFUNDED else 1
+            self._limits.settle(hold, Spent(request, usage.prompt_tokens + usage.completion_tokens, call.cost_nano))
 
 
-def _accept(call: Call, plan: Plan | None, grant: Grant) -> None:
-    """Gives the call what was granted; an answer without end gets one where a hard limit counts it."""
-    call.hold = grant.hold
-    call.limit_headers = grant.headers
+def _bound_answer(call: Call, tokens: int) -> None:
+    """Gives an answer without end the one that was set aside: a hard limit counts it."""
     request = call.request
-    if plan is not None and plan.bounds_answers and request.max_tokens is None and grant.answer_tokens:
-        request.changes["max_tokens"] = msgspec.Raw(b"%d" % max(1, grant.answer_tokens // request.n))
+    if request.max_tokens is None and tokens:
+        request.changes["max_tokens"] = msgspec.Raw(b"%d" % max(1, tokens // request.n))
         call.answer_bounded = True
 
 
+_NOTHING_RAN, _CUT = UsageSource.NONE, UsageSource.RELAYED  # by these names: an enum's class is slow to ask
 _GENERATING = (Operation.CHAT, Operation.COMPLETION, Operation.EMBEDDING)

@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from passerelle.limits.counters import Hold, Taken, Used, Windows
-from passerelle.limits.memory import cell_of
 from passerelle.limits.rule import LimitRule
 
 logger = logging.getLogger(__name__)
@@ -224,7 +223,7 @@ class BoardCounters:
     def _sum(self, rule: LimitRule, start: int) -> int:
         entry = self._entry(rule)
         if entry is None:
-            own = cell_of(self._alone, rule, start)
+            own = self._own(rule, start)
             return own[_SETTLED] + own[_HELD]
         words, total = self._board.words, 0
         for cell in self._cells_of(entry):
@@ -235,7 +234,7 @@ class BoardCounters:
     def _add(self, rule: LimitRule, start: int, amount: int) -> None:
         entry = self._entry(rule)
         if entry is None:
-            cell_of(self._alone, rule, start)[_HELD] += amount
+            self._own(rule, start)[_HELD] += amount
             return
         words = self._board.words
         cell = self._board.row(entry) + self._worker * _CELL_WORDS
@@ -243,6 +242,13 @@ class BoardCounters:
             words[cell + _SETTLED] = words[cell + _HELD] = 0
             words[cell + _START] = start
         words[cell + _HELD] += amount
+
+    def _own(self, rule: LimitRule, start: int) -> list[int]:
+        """Returns the cell of a rule that has no room at the board."""
+        own = self._alone.get(rule.id)
+        if own is None or own[_START] != start:
+            own = self._alone[rule.id] = [start, 0, 0]
+        return own
 
     def _cells_of(self, entry: int) -> range:
         row = self._board.row(entry)

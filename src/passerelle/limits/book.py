@@ -5,32 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from passerelle.domain.principal import Principal
 from passerelle.limits.price import Price, PriceTable
 from passerelle.limits.rule import EVERYWHERE, PERIODS, LimitRule, Measure, SubjectKind
 
 _MEMO = 16_384
-"""Callers and models whose plan is remembered."""
+"""Callers whose plan is remembered, of each model."""
 _ENDLESS = 2**200
 """More than anything: what a soft limit lets pass."""
 UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
 """Which a limit takes of (request, tokens, cost, call under way)."""
 _Subject = tuple[SubjectKind, str, str]
-HEADERS = (
-    (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
-    (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
-)
-"""What answers tell of the tightest limit on requests, and on tokens: its value, what remains, when it begins anew."""
+_LIMITS = (b"x-ratelimit-limit-requests", b"x-ratelimit-limit-tokens")
+_REMAINS = (b"x-ratelimit-remaining-requests", b"x-ratelimit-remaining-tokens")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Cell:
+    """The count of one limit in the window that began at ``start``. ``used`` is settled and held together."""
+
+    start: int
+    used: int = 0
+    settled: int = 0
+
+
+class Told(NamedTuple):
+    """What answers tell of limits on requests or on tokens: of the tightest, the one of which least remains.
+
+    ``at`` is the place of the first in its plan, ``limit`` the header that tells its value, ``remains`` the name of the
+    one that tells what is left, ``reset`` the place of the third in `Second.resets`. ``others`` are the other ones.
+    """
+
+    at: int
+    value: int
+    limit: tuple[bytes, bytes]
+    remains: bytes
+    reset: int
+    others: tuple[Told, ...]
+
+
+@dataclass(slots=True)
 class Plan:
     """The limits of one caller's calls of one model.
 
     ``rules`` has budgets first, so that a caller who should not retry is not told to, and soft limits last.
-    ``units`` says of each rule which it takes of (request, tokens, cost, call under way). ``shown`` are the places of
-    the hard rules on requests, and of those on tokens: answers tell how they stand. ``soft`` are those of soft rules.
+    ``units`` says of each rule which it takes of (request, tokens, cost, call under way), ``most`` what it lets pass.
+    ``soft`` are the places of soft rules. ``places`` and ``starts`` are for the counters of this process: each rule's
+    cell, unit and most, and the windows in which the cells are known to be.
     """
 
     rules: tuple[LimitRule, ...]
@@ -39,43 +62,26 @@ class Plan:
     """A hard limit counts tokens or cost: an answer must have an end."""
     counts_tokens: bool
     """Some limit counts tokens or cost."""
-    shown: tuple[tuple[int, ...], tuple[int, ...]]
+    most: tuple[int, ...]
+    told: tuple[Told, ...]
+    """The hard rules on requests, and those on tokens."""
     soft: tuple[int, ...]
-    single: tuple[tuple[int, LimitRule, tuple[bytes, bytes], bytes, bytes], ...] | None
-    """Where there is one rule at most to show of each kind: its place, itself, its first header, the others' names."""
-    compact: tuple[tuple[int, int, int], ...]
-    """Of each rule: the number of its period, its unit, and the most it lets pass."""
-    cells: list[list[int]]
-    """Where counters of this process keep their counts of these rules; theirs to fill."""
+    places: tuple[tuple[Cell, int, int], ...] = ()
+    starts: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, rules: Iterable[LimitRule]) -> Plan:
         """Returns the plan of some rules."""
         ordered = tuple(sorted(rules, key=lambda rule: (not rule.hard, not rule.is_budget, rule.id)))
         units = tuple(UNITS[rule.measure] for rule in ordered)
-        places = range(len(ordered))
-        shown = (
-            tuple(at for at in places if units[at] == 0 and ordered[at].hard),
-            tuple(at for at in places if units[at] == 1 and ordered[at].hard),
-        )
-        single = [
-            (found[0], ordered[found[0]], (names[0], b"%d" % ordered[found[0]].value), names[1], names[2])
-            for found, names in zip(shown, HEADERS, strict=True)
-            if found
-        ]
         return cls(
             ordered,
             units,
             bounds_answers=any(rule.hard and unit in (1, 2) for rule, unit in zip(ordered, units, strict=True)),
             counts_tokens=1 in units or 2 in units,
-            shown=shown,
-            soft=tuple(at for at in places if not ordered[at].hard),
-            single=tuple(single) if max(map(len, shown)) <= 1 else None,
-            compact=tuple(
-                (PERIODS.index(rule.period), unit, rule.value if rule.hard else _ENDLESS)
-                for rule, unit in zip(ordered, units, strict=True)
-            ),
-            cells=[],
+            most=tuple(rule.value if rule.hard else _ENDLESS for rule in ordered),
+            told=_told(ordered),
+            soft=tuple(at for at, rule in enumerate(ordered) if not rule.hard),
         )
 
     def amounts(self, tokens: int, cost_nano: int) -> list[int]:
@@ -99,7 +105,8 @@ class Book:
         if index is None:
             index = _indexed({}, self.rules.values())
         self._index = index
-        self._plans: dict[tuple[str | None, ...], Plan | None] = {}
+        self._plans: dict[str, dict[str, tuple[Principal, Plan | None]]] = {}
+        """By model and key."""
 
     def changed(self, rules: Iterable[LimitRule], removed: Iterable[str], prices: Mapping[str, Price] | None) -> Book:
         """Returns a book with some limits new, others gone, and all prices new unless None."""
@@ -119,15 +126,23 @@ class Book:
         """Returns the limits that count a call, None when there are none."""
         if not self._index:
             return None
-        key = (principal.key_id, model, principal.organisation, principal.project, principal.user)
-        try:
-            return self._plans[key]
-        except KeyError:
-            pass
-        if len(self._plans) >= _MEMO:
-            self._plans.clear()
-        rules = self.rules_of(principal.organisation, principal.project, principal.user, principal.key_id, model)
-        plan = self._plans[key] = Plan.of(rules) if rules else None
+        of_model = self._plans.get(model)
+        if of_model is None:
+            of_model = self._plans[model] = {}
+        key = principal.key_id
+        found = of_model.get(key)
+        if found is not None:
+            before, plan = found
+            if before is principal:
+                return plan
+            if _owners(before) == _owners(principal):
+                of_model[key] = principal, plan
+                return plan
+        if len(of_model) >= _MEMO:
+            of_model.clear()
+        rules = self.rules_of(principal.organisation, principal.project, principal.user, key, model)
+        plan = Plan.of(rules) if rules else None
+        of_model[key] = principal, plan
         return plan
 
     def rules_of(
@@ -152,12 +167,21 @@ class Book:
             found += index.get((SubjectKind.MODEL, owner, model), ())
         return found
 
-    def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
-        """Returns what a usage costs by the price in force at a moment, in nano; 0 without a price."""
-        price = self.price_table.at(model, at_ms) if self.prices else None
-        return 0 if price is None else price.cost_nano(prompt_tokens, cached_tokens, completion_tokens)
+
+def _told(rules: tuple[LimitRule, ...]) -> tuple[Told, ...]:
+    found: list[Told] = []
+    for kind, measure in enumerate((Measure.REQUESTS, Measure.TOKENS)):
+        others: tuple[Told, ...] = ()
+        for at, rule in reversed(list(enumerate(rules))):
+            if rule.hard and rule.measure is measure:
+                reset = kind * len(PERIODS) + PERIODS.index(rule.period)
+                told = Told(at, rule.value, (_LIMITS[kind], b"%d" % rule.value), _REMAINS[kind], reset, others)
+                others = (told, *others)
+        found += others[:1]
+    return tuple(found)
 
 
+_owners = attrgetter("organisation", "project", "user")
 _subject = attrgetter("subject_kind", "organisation", "subject_id")
 
 

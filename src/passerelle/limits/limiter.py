@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
 from passerelle.domain.limit import Grant, Order, Refusal, Spent
 from passerelle.domain.principal import Principal
-from passerelle.limits.book import HEADERS, UNITS, Book, Plan
+from passerelle.limits.book import UNITS, Book, Plan
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
 from passerelle.limits.memory import MemoryCounters, PlanHold
 from passerelle.limits.price import Price, amount_text
-from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, SubjectKind, Window, duration
+from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, Second, SubjectKind, Window, duration
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Limiter:
         on_reached: Tell = lambda rule: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.book = Book()
+        self._set_book(Book())
         self.calendar = Calendar(clock)
         self._local = local
         self._shared = shared
@@ -48,9 +48,26 @@ class Limiter:
         self._on_reached = on_reached
         self._warned: dict[str, int] = {}
 
+    @property
+    def book(self) -> Book:
+        """All limits and prices."""
+        return self._book
+
+    @book.setter
+    def book(self, book: Book) -> None:
+        self._set_book(book)
+
+    def _set_book(self, book: Book) -> None:
+        self._book = book
+        self._prices = book.price_table
+
     def plan(self, principal: Principal, model: str) -> Plan | None:
         """Returns what limits the caller's calls of a model, None when nothing does."""
-        return self.book.plan(principal, model)
+        return self._book.plan(principal, model)
+
+    def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """Returns what a usage costs, in nano."""
+        return self._prices.cost_nano(model, at_ms, prompt_tokens, cached_tokens, completion_tokens)
 
     def take(
         self, plan: Plan | None, order: Order, instead_of: object | None = None
@@ -60,49 +77,51 @@ class Limiter:
         ``instead_of`` is the hold of an earlier try of the same call, given back in the same step.
         """
         plan = plan or _UNLIMITED
-        if self._memory is not None:
-            return self._take_here(self._memory, plan, order, instead_of)
+        memory = self._memory
+        if memory is None:
+            return self._take_elsewhere(plan, order, instead_of)
+        # The shortest way, as most calls take it: where one process counts.
+        second = self.calendar.second()
+        if instead_of is not None:
+            assert isinstance(instead_of, PlanHold)
+            memory.settle_plan(instead_of, 0, 0, 0)
+        prompt, answer = order.prompt_tokens, order.answer_tokens
+        if plan.bounds_answers and order.least_answer_tokens < answer:
+            price = self._prices.at(order.model, order.at_ms)
+            answer, _ = _amounts(plan, order, price, memory.look(plan.rules, second.windows))
+        cost_nano = self._prices.bound_nano(order.model, order.at_ms, prompt, answer)
+        amounts = (1, prompt + answer, cost_nano, 1)
+        used, refused = memory.take_plan(plan, second.starts, amounts)
+        if refused < 0:
+            hold = PlanHold(plan, second.starts, amounts)
+            if not plan.soft:
+                return Grant(hold, answer, _headers(plan, used, second))
+            taken = Taken(used, hold)
+        else:
+            taken = Taken(used, refused=refused)
+        return self._result(plan, taken, answer, plan.amounts(prompt + answer, cost_nano), second)
+
+    def _take_elsewhere(
+        self, plan: Plan, order: Order, instead_of: object | None
+    ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
         before = instead_of if isinstance(instead_of, Hold) else None
         if self._shared is not None:
             return self._take_shared(self._shared, plan, order, before)
-        now_ms = self.calendar.now_ms()
-        windows = self.calendar.windows(now_ms)
+        second = self.calendar.second()
+        windows = second.windows
         if before is not None:
             self._local.settle(before, (0,) * len(before.rules))
-        price = self.book.price_table.at(order.model, order.at_ms)
+        price = self._prices.at(order.model, order.at_ms)
         used = self._local.look(plan.rules, windows) if _is_flexible(plan, order) else ()
         answer, amounts = _amounts(plan, order, price, used)
-        return self._result(plan, self._local.take(plan.rules, windows, amounts), answer, amounts, windows, now_ms)
-
-    def _take_here(
-        self, memory: MemoryCounters, plan: Plan, order: Order, instead_of: object | None
-    ) -> Grant | Refusal:
-        """The same where one process counts: the shortest way, as most calls take it."""
-        now_ms = self.calendar.now_ms()
-        starts = self.calendar.starts(now_ms)
-        if type(instead_of) is PlanHold:
-            memory.settle_plan(instead_of, _NOTHING)
-        price = self.book.price_table.at(order.model, order.at_ms)
-        prompt, answer = order.prompt_tokens, order.answer_tokens
-        if plan.bounds_answers and order.least_answer_tokens < answer:
-            answer, _ = _amounts(plan, order, price, memory.look(plan.rules, self.calendar.windows(now_ms)))
-        cost_nano = 0 if price is None else price.bound_nano(prompt, answer)
-        amounts = (1, prompt + answer, cost_nano, 1)
-        used, refused = memory.take_plan(plan, starts, amounts)
-        if refused < 0 and not plan.soft:
-            headers = _headers(plan, used, self.calendar.resets(now_ms))
-            return Grant(PlanHold(plan, starts, amounts), answer, headers)
-        hold = None if refused >= 0 else PlanHold(plan, starts, amounts)
-        taken = Taken(used, hold, refused if refused >= 0 else None)
-        each = plan.amounts(prompt + answer, cost_nano)
-        return self._result(plan, taken, answer, each, self.calendar.windows(now_ms), now_ms)
+        return self._result(plan, self._local.take(plan.rules, windows, amounts), answer, amounts, second)
 
     async def _take_shared(
         self, shared: SharedCounters, plan: Plan, order: Order, before: Hold | None
     ) -> Grant | Refusal:
-        now_ms = self.calendar.now_ms()
-        windows = self.calendar.windows(now_ms)
-        price = self.book.price_table.at(order.model, order.at_ms)
+        second = self.calendar.second()
+        windows = second.windows
+        price = self._prices.at(order.model, order.at_ms)
         flexible = _is_flexible(plan, order)
         answer, amounts = _amounts(plan, order, price, shared.known(plan.rules, windows) if flexible else ())
         taken = await shared.take(plan.rules, windows, amounts, before)
@@ -112,15 +131,15 @@ class Limiter:
             if less < answer:
                 answer, amounts = less, fewer
                 taken = await shared.take(plan.rules, windows, amounts, None)
-        return self._result(plan, taken, answer, amounts, windows, now_ms)
+        return self._result(plan, taken, answer, amounts, second)
 
     def settle(self, hold: object, spent: Spent) -> None:
         """Gives back what was set aside and counts what was used; at once, whatever happened."""
-        of_unit = (spent.request, spent.tokens, spent.cost_nano, 0)
         if self._memory is not None:
             assert isinstance(hold, PlanHold)
-            self._memory.settle_plan(hold, of_unit)
+            self._memory.settle_plan(hold, spent.request, spent.tokens, spent.cost_nano)
             return
+        of_unit = (spent.request, spent.tokens, spent.cost_nano, 0)
         assert isinstance(hold, Hold)
         amounts = [of_unit[UNITS[rule.measure]] for rule in hold.rules]
         if self._shared is not None:
@@ -128,41 +147,35 @@ class Limiter:
         else:
             self._local.settle(hold, amounts)
 
-    def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
-        """Returns what a usage costs, in nano."""
-        return self.book.cost_nano(model, at_ms, prompt_tokens, cached_tokens, completion_tokens)
-
     async def standing(self, rule: LimitRule) -> tuple[Used, Window]:
         """Returns what is used of a limit in its present window."""
-        windows = self.calendar.windows(self.calendar.now_ms())
+        windows = self.calendar.second().windows
         if self._shared is not None:
             return await self._shared.used(rule, windows), windows[rule.period]
         return self._local.used(rule, windows), windows[rule.period]
 
     def adopt(self, book: Book, spent: Callable[[LimitRule], int]) -> None:
         """Takes a new book. ``spent`` says what was used of a limit that was not in the old one, in its window."""
-        windows = self.calendar.windows(self.calendar.now_ms())
+        windows = self.calendar.second().windows
         for rule_id in self.book.rules.keys() - book.rules.keys():
             self._local.forget(rule_id)
             self._warned.pop(rule_id, None)
         for rule_id in book.rules.keys() - self.book.rules.keys():
             rule = book.rules[rule_id]
-            if rule.lasts:
-                self._local.seed(rule, windows, spent(rule))
+            if rule.lasts and (before := spent(rule)):
+                self._local.seed(rule, windows, before)
         self.book = book
 
-    def _result(
-        self, plan: Plan, taken: Taken, answer: int, amounts: Sequence[int], windows: Windows, now_ms: int
-    ) -> Grant | Refusal:
-        headers = _headers(plan, taken.used, self.calendar.resets(now_ms))
+    def _result(self, plan: Plan, taken: Taken, answer: int, amounts: Sequence[int], second: Second) -> Grant | Refusal:
+        headers = _headers(plan, taken.used, second)
         if taken.refused is not None:
             rule = plan.rules[taken.refused]
             self._on_reached(rule)
             amount, used = amounts[taken.refused], taken.used[taken.refused]
-            error = self._error(rule, amount, used, windows[rule.period], now_ms, headers)
+            error = self._error(rule, amount, used, second.windows[rule.period], headers)
             return Refusal(error, estimate_matters=rule.measure in (Measure.TOKENS, Measure.COST))
         if plan.soft:
-            self._warn(plan, taken.used, windows, headers)
+            self._warn(plan, taken.used, second.windows, headers)
         return Grant(taken.hold, answer, headers)
 
     def _warn(self, plan: Plan, used: Sequence[int], windows: Windows, headers: Headers) -> None:
@@ -188,9 +201,7 @@ class Limiter:
             return f"{amount_text(amount)} {self._currency}"
         return f"{amount} {'calls at once' if rule.measure is Measure.CONCURRENT else rule.measure.value}"
 
-    def _error(
-        self, rule: LimitRule, amount: int, used: int, window: Window, now_ms: int, headers: Headers
-    ) -> PasserelleError:
+    def _error(self, rule: LimitRule, amount: int, used: int, window: Window, headers: Headers) -> PasserelleError:
         whose = _WHOSE[rule.subject_kind]
         limit = f"{self._quantity(rule, rule.value)}{_EACH[rule.period]}"
         given = tuple(headers)
@@ -214,14 +225,13 @@ class Limiter:
                 headers=(*given, (b"x-should-retry", b"false")),
             )
         assert window.end_ms is not None
-        wait_s = (window.end_ms - now_ms) / 1000
+        wait_s = max(0.001, (window.end_ms - self.calendar.now_ms()) / 1000)
         return LimitReached(
             f"The limit of {whose} is {limit}: retry in {duration(wait_s)}.", retry_after_s=wait_s, headers=given
         )
 
 
 _UNLIMITED = Plan.of(())
-_NOTHING = (0, 0, 0, 0)
 _EACH = {
     Period.NONE: "",
     Period.MINUTE: " a minute",
@@ -262,21 +272,16 @@ def _amounts(plan: Plan, order: Order, price: Price | None, used: Sequence[int])
     return answer, plan.amounts(prompt + answer, cost_nano)
 
 
-def _headers(plan: Plan, used: Sequence[int], resets: Mapping[Period, bytes]) -> Headers:
+def _headers(plan: Plan, used: Sequence[int], second: Second) -> Headers:
     """Returns the headers that tell the tightest of the hard limits on requests and on tokens: least remains of it."""
     headers: Headers = []
-    if plan.single is not None:
-        for at, rule, limit, remaining, reset in plan.single:
-            left = rule.value - used[at]
-            headers += (limit, (remaining, b"%d" % left if left > 0 else b"0"))
-            if (text := resets.get(rule.period)) is not None:
-                headers.append((reset, text))
-        return headers
-    for places, names in zip(plan.shown, HEADERS, strict=True):
-        if places:
-            at = min(places, key=lambda place: plan.rules[place].value - used[place])
-            rule = plan.rules[at]
-            headers += ((names[0], b"%d" % rule.value), (names[1], b"%d" % max(0, rule.value - used[at])))
-            if (text := resets.get(rule.period)) is not None:
-                headers.append((names[2], text))
+    for at, value, limit, remains, reset, others in plan.told:
+        left = value - used[at]
+        for other in others:
+            if other.value - used[other.at] < left:
+                _, _, limit, _, reset, _ = other
+                left = other.value - used[other.at]
+        headers += (limit, (remains, b"%d" % left if left > 0 else b"0"))
+        if (ends := second.resets[reset]) is not None:
+            headers.append(ends)
     return headers

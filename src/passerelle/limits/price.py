@@ -28,7 +28,7 @@ class Price:
 
     def cost_nano(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """Returns what a usage costs; cached tokens are part of the prompt's and have a price of their own."""
-        cached = min(cached_tokens, prompt_tokens)
+        cached = cached_tokens if cached_tokens < prompt_tokens else prompt_tokens
         milli = (
             (prompt_tokens - cached) * self.input_micro
             + cached * self.cached_micro
@@ -38,8 +38,13 @@ class Price:
 
     def bound_nano(self, prompt_tokens: int, completion_tokens: int) -> int:
         """Returns the most that so many tokens can cost, whatever of the prompt is cached."""
-        dearest = max(self.input_micro, self.cached_micro)
+        dearest = self.input_micro
+        if self.cached_micro > dearest:
+            dearest = self.cached_micro
         return -(-(prompt_tokens * dearest + completion_tokens * self.output_micro) // 1000)
+
+
+_FREE: tuple[Price, ...] = ()
 
 
 class PriceTable:
@@ -55,10 +60,24 @@ class PriceTable:
 
     def at(self, model: str, at_ms: int) -> Price | None:
         """Returns the price in force at a moment, None when there is none: the model is free."""
-        for price in self._by_model.get(model, ()):
+        for price in self._by_model.get(model, _FREE):
             if price.from_ms <= at_ms:
                 return price
         return None
+
+    def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """Returns what a usage costs by the price in force at a moment; 0 without a price."""
+        for price in self._by_model.get(model, _FREE):
+            if price.from_ms <= at_ms:
+                return price.cost_nano(prompt_tokens, cached_tokens, completion_tokens)
+        return 0
+
+    def bound_nano(self, model: str, at_ms: int, prompt_tokens: int, completion_tokens: int) -> int:
+        """Returns the most that so many tokens can cost by the price in force at a moment; 0 without a price."""
+        for price in self._by_model.get(model, _FREE):
+            if price.from_ms <= at_ms:
+                return price.bound_nano(prompt_tokens, completion_tokens)
+        return 0
 
 
 def amount_text(nano: int) -> str:

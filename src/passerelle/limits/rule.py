@@ -120,6 +120,26 @@ def window(period: Period, at_ms: int) -> Window:
     return _ENDLESS
 
 
+@dataclass(slots=True)
+class Second:
+    """What is the same for all calls of one second: from ``from_s`` to before ``until_s``, since the epoch.
+
+    ``windows`` are the present ones. ``starts`` says when they began, in the order of `PERIODS`: the same tuple for a
+    whole minute.
+    ``resets`` are the headers that tell in how long each window ends, None if it never does: those for limits on
+    requests by period, then those for limits on tokens.
+    """
+
+    from_s: float
+    until_s: float
+    windows: dict[Period, Window]
+    starts: tuple[int, ...]
+    resets: tuple[tuple[bytes, bytes] | None, ...]
+
+
+RESETS = (b"x-ratelimit-reset-requests", b"x-ratelimit-reset-tokens")
+
+
 class Calendar:
     """The windows of now. ``clock`` gives seconds since the epoch."""
 
@@ -129,8 +149,7 @@ class Calendar:
         self._until_ms = -1
         self._from_ms = 0
         self._starts: tuple[int, ...] = ()
-        self._resets: dict[Period, bytes] = {}
-        self._resets_at_s = -1
+        self._second = Second(0.0, 0.0, {}, (), ())
 
     def now_ms(self) -> int:
         """Returns the time."""
@@ -145,21 +164,20 @@ class Calendar:
             self._starts = tuple([self._windows[period].start_ms for period in PERIODS])
         return self._windows
 
-    def starts(self, now_ms: int) -> tuple[int, ...]:
-        """Returns when the window of each period began, in the order of `PERIODS`."""
-        self.windows(now_ms)
-        return self._starts
+    def second(self) -> Second:
+        """Returns what is the same for all calls of this second."""
+        now_s = self._clock()
+        found = self._second
+        return found if found.from_s <= now_s < found.until_s else self._begin(now_s)
 
-    def resets(self, now_ms: int) -> dict[Period, bytes]:
-        """Returns in how long the window of each period ends, as headers say it; made anew once a second."""
-        now_s = now_ms // 1000
-        if now_s != self._resets_at_s:
-            ends = ((period, found.end_ms) for period, found in self.windows(now_ms).items())
-            self._resets = {
-                period: duration((end_ms - now_ms) / 1000).encode() for period, end_ms in ends if end_ms is not None
-            }
-            self._resets_at_s = now_s
-        return self._resets
+    def _begin(self, now_s: float) -> Second:
+        whole = now_s // 1
+        windows = self.windows(int(now_s * 1000))
+        ends = [windows[period].end_ms for period in PERIODS]
+        texts = [None if end_ms is None else duration(end_ms / 1000 - whole).encode() for end_ms in ends]
+        resets = tuple(None if text is None else (name, text) for name in RESETS for text in texts)
+        self._second = Second(whole, whole + 1, windows, self._starts, resets)
+        return self._second
 
 
 def duration(seconds: float) -> str:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from passerelle.limits.board import BoardCounters, LimitBoard
-from passerelle.limits.counters import Hold, LocalCounters
-from passerelle.limits.memory import MemoryCounters
-from passerelle.limits.rule import DAY_MS, MINUTE_MS, LimitRule, Measure, Period, SubjectKind, window
+from passerelle.limits.book import Plan
+from passerelle.limits.counters import Hold, LocalCounters, Used
+from passerelle.limits.memory import MemoryCounters, PlanHold
+from passerelle.limits.rule import DAY_MS, MINUTE_MS, Calendar, LimitRule, Measure, Period, SubjectKind, window
 
 
 def limit(rule_id: str, measure: Measure, period: Period, value: int, *, hard: bool = True) -> LimitRule:
@@ -229,3 +230,37 @@ def test_windows_are_those_of_utc() -> None:
     assert (month.start_ms, month.end_ms) == (1_706_745_600_000, at_ms + 1)
     assert window(Period.MONTH, 1_735_689_599_000).end_ms == 1_735_689_600_000  # 2024-12-31 -> 2025
     assert window(Period.TOTAL, at_ms).end_ms is None
+
+
+def test_plans_that_share_a_limit_keep_their_windows_apart() -> None:
+    """A call that ends after the minute in which it was let through changes nothing in the next, whoever began that."""
+    counters, shared = MemoryCounters(), replace(REQUESTS, id="shared")
+    mine, other = Plan.of([shared, TOKENS]), Plan.of([shared, replace(TOKENS, id="other")])
+    calendar_s = [20_000.0 * DAY_MS / 1000]
+    calendar = Calendar(lambda: calendar_s[0])
+
+    def take(plan: Plan) -> PlanHold:
+        starts, amounts = calendar.second().starts, (1, 10, 0, 1)
+        assert counters.take_plan(plan, starts, amounts)[1] == -1
+        return PlanHold(plan, starts, amounts)
+
+    early, kept = take(mine), take(mine)
+    counters.settle_plan(kept, 1, 4, 0)
+    calendar_s[0] += 60
+    take(other)
+    counters.settle_plan(early, 0, 7, 0)
+    windows = calendar.second().windows
+    assert counters.used(shared, windows) == Used(0, 1)
+    assert counters.used(TOKENS, windows) == Used(11, 0)
+    assert counters.used(replace(TOKENS, id="other"), windows) == Used(0, 10)
+
+
+def test_a_plan_that_is_refused_has_taken_nothing() -> None:
+    """What was taken of the limits before the one without room is given back at once."""
+    counters, plan = MemoryCounters(), Plan.of([REQUESTS, TOKENS, CONCURRENT])
+    starts = Calendar(lambda: 1e9).second().starts
+    for _ in range(3):
+        assert counters.take_plan(plan, starts, (1, 10, 0, 1))[1] == -1
+    used, refused = counters.take_plan(plan, starts, (1, 11, 0, 0))
+    assert plan.rules[refused] is TOKENS
+    assert dict(zip(plan.rules, used, strict=True)) == {REQUESTS: 3, TOKENS: 30, CONCURRENT: 3}
