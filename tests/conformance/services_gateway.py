@@ -51,6 +51,11 @@ class ServiceClient:
         self.http = httpx.AsyncClient(base_url=gateway.url, headers=self.headers, timeout=30)
         self._others: list[ServiceClient] = []
 
+    def move(self, gateway: GatewayProcess) -> None:
+        """Talks to another gateway from now on."""
+        self.gateway = gateway
+        self.http.base_url = gateway.url
+
     async def generate(self, data: bytes = TEXT.encode(), name: str = "a.txt", **fields: str) -> httpx.Response:
         """Uploads a document as LinTO's clients do."""
         form = {"flavor": "llama", **fields}
@@ -133,7 +138,7 @@ class ServiceClient:
 
 @asynccontextmanager
 async def service_gateway(
-    folder: Path, *, from_variables: bool = False, **settings: Any
+    folder: Path, *, from_variables: bool = False, environ: Mapping[str, str] | None = None, **settings: Any
 ) -> AsyncIterator[ServiceClient]:
     """The gateway on a folder as LinTO's users have it; the client is the operator.
 
@@ -148,10 +153,9 @@ async def service_gateway(
     async with Upstream(kind="vllm") as upstream:
         model = {"name": "m", "targets": [{"url": upstream.url, "model": "m"}]}
         if from_variables:
-            environ = VARIABLES | {"OPENAI_API_BASE": upstream.url}
-            gateway = GatewayProcess(folder / "home", environ=environ)
+            gateway = GatewayProcess(folder / "home", environ=VARIABLES | {"OPENAI_API_BASE": upstream.url})
         else:
-            gateway = GatewayProcess(folder / "home", {"models": [model], **settings})
+            gateway = GatewayProcess(folder / "home", {"models": [model], **settings}, environ=environ)
         await asyncio.to_thread(gateway.start)
         client = ServiceClient(gateway, upstream, gateway.key)
         try:

@@ -99,6 +99,9 @@ ROWS = (
     Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
     Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
     Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
+    # F. Websockets
+    Row("F1", "no ticket, a stale, used or foreign one, another origin", "handshakes", "403 before the handshake"),
+    Row("F6", "server restarts", "SIGTERM", "1012; the client goes on after the last number it saw"),
     # G. Hot reload of services
     Row("G1", "broken manifest or prompt", "corpus", "the last good one serves; file and line are told; metric"),
     Row("G3", "YAML made to do harm", "aliases, tags, tabs", "refused; nothing executed or expanded"),

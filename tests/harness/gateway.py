@@ -77,6 +77,11 @@ class GatewayProcess:
         stream.close()
 
     @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What it was started with, to start another like it."""
+        return self._config
+
+    @property
     def pid(self) -> int:
         """The process that was started; with several workers, their parent."""
         assert self._process is not None
