@@ -236,7 +236,8 @@ async def embedded(tokens: int, rounds: int) -> dict[str, Any]:
         with ours.process:
             ours.process.wait_ready(300)
             through = replace(engine, url=f"{ours.process.url}/v1")
-            await ours.run("map", take(lines, 300))
+            warm = await ours.run("map", take(lines, 300))
+            await asyncio.to_thread(ours.process.wait_usage, warm["calls"])
             for _ in range(rounds):
                 measured = {
                     "one": await direct(ours, through, take(lines, words), 1),
