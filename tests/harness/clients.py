@@ -6,6 +6,7 @@ Everything a caller gets is kept in its `Tape`, which the oracles read afterward
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import socket
@@ -200,7 +201,8 @@ class Conversation:
             return
         if how == "rst":
             sock = self._writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):  # the other side was first, and the socket is closed
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._writer.transport.abort()
             return
         self._writer.close()

@@ -97,13 +97,13 @@ class Metrics:
             registry=self.registry,
         )
         self.services = Gauge(
-            "passerelle_services", "Services that can be run.", registry=self.registry, multiprocess_mode="mostrecent"
+            "passerelle_services", "Services that can be run.", registry=self.registry, multiprocess_mode="livemax"
         )
         self.service_problems = Gauge(
             "passerelle_service_problems",
             "What is wrong with the files of services now.",
             registry=self.registry,
-            multiprocess_mode="mostrecent",
+            multiprocess_mode="livemax",
         )
         self.in_flight = Gauge(
             "passerelle_in_flight", "Calls being served now.", registry=self.registry, multiprocess_mode="livesum"

@@ -87,6 +87,7 @@ class OpenAIFace:
         if b'"prompt"' in body:  # also true for a tool's parameter of that name, and then nothing changes
             body = await self._prompts.into_chat(context.caller, body)
         request = wire.parse_chat(body)
+        del body  # megabytes, perhaps, that the request does not need while it waits
         if self._services.is_asked(request.model):
             await self._services.chat(context, request)
         else:
