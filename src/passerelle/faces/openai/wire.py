@@ -36,6 +36,8 @@ _WITH_USAGE = msgspec.Raw(b'{"include_usage":true}')
 _WHERE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$?\.?(?P<path>.*)`)?\Z", re.DOTALL)
 _QUOTED = re.compile(r"`([^`]*)`\Z")
 _MAX_QUOTE = 200
+_LARGE_BYTES = 64 * 1024
+"""A body past this is not kept twice while its request waits."""
 
 
 def parse_chat(body: bytes) -> Request:
@@ -172,10 +174,14 @@ def _generation(
         encoded["stream_options"] = _WITH_USAGE
     else:
         encoded.pop("stream_options", None)
+    forwarded = msgspec.json.encode(encoded)
+    if len(forwarded) > _LARGE_BYTES:
+        # Encoded values are views of the bytes they came from: taken from what is forwarded, the client's own can go.
+        encoded = _TOP_LEVEL.decode(forwarded)
     return Request(
         operation,
         body.model,
-        msgspec.json.encode(encoded),
+        forwarded,
         encoded,
         stream=body.stream is True,
         wants_usage=wants_usage,
