@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 
@@ -26,6 +27,8 @@ TOLD_LOOK_S = 2.0
 WINDOW = 512
 """Events of a followed job that are kept in memory."""
 _PAGE = 500
+_CLOSE_S = 5.0
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -40,9 +43,10 @@ class _Topic:
         self.closed = False
         """Nothing comes after what is in the window."""
         self.followers = 0
+        self.left = False
+        """Nobody reads it any more: its reader ends."""
         self.dirty = asyncio.Event()
         self.dirty.set()
-        self.reader: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
 
     def add(self, events: Sequence[JobEvent]) -> None:
@@ -76,6 +80,9 @@ class JobEvents:
         self._signals = signals
         self._topics: dict[str, _Topic] = {}
         self._looker: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._reading: set[asyncio.Task[Any]] = set()
+        """What may be in the middle of a query: it is awaited, never cancelled, which would cost its connection."""
         self.reads = 0
         """Pages read from the database so far."""
         signals.on_events(self._touch)
@@ -89,7 +96,7 @@ class JobEvents:
             while True:
                 events = topic.after(since)
                 if events is None:
-                    events = await self._page(job_id, since)
+                    events = await asyncio.shield(self._begin(self._page(job_id, since), f"page of {job_id}"))
                 for event in events:
                     since = event.seq
                     yield event
@@ -110,20 +117,36 @@ class JobEvents:
 
     async def aclose(self) -> None:
         """Stops reading; followers wait until they are cancelled."""
-        tasks = [topic.reader for topic in self._topics.values() if topic.reader is not None]
-        tasks += [] if self._looker is None else [self._looker]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._stopping.set()
+        for topic in self._topics.values():
+            topic.left = True
+            topic.dirty.set()
+        if self._reading:
+            _, late = await asyncio.wait(tuple(self._reading), timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _begin(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work, name=name)
+        self._reading.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._reading.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, StorageError):
+            _log.error("events are not followed any more: %s", task.get_name(), exc_info=error)
 
     @asynccontextmanager
     async def _topic(self, job_id: str) -> AsyncIterator[_Topic]:
         topic = self._topics.get(job_id)
         if topic is None:
             topic = self._topics[job_id] = _Topic(job_id)
-            topic.reader = asyncio.create_task(self._read(topic), name=f"events of {job_id}")
+            self._begin(self._read(topic), f"events of {job_id}")
             if self._looker is None:
-                self._looker = asyncio.create_task(self._look(), name="look for events")
+                self._looker = self._begin(self._look(), "look for events")
         topic.followers += 1
         try:
             yield topic
@@ -131,8 +154,8 @@ class JobEvents:
             topic.followers -= 1
             if topic.followers == 0:
                 del self._topics[job_id]
-                if topic.reader is not None:
-                    topic.reader.cancel()
+                topic.left = True
+                topic.dirty.set()
 
     def _touch(self, job_ids: Iterable[str]) -> None:
         if self._topics:
@@ -146,14 +169,21 @@ class JobEvents:
         while not topic.closed:
             await topic.dirty.wait()
             topic.dirty.clear()
+            if topic.left:
+                return
             try:
                 if topic.seen < 0:
                     await self._find_start(topic)
                 await self._fetch(topic)
             except StorageError as error:
                 _log.warning("events of %s could not be read: %s", topic.job_id, error.message)
-                await asyncio.sleep(LOOK_S)
+                await self._sleep(LOOK_S)
                 topic.dirty.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits, not longer than until everything stops."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _find_start(self, topic: _Topic) -> None:
         """Begins so that all events there are, or the newest, are in the window."""
@@ -184,7 +214,9 @@ class JobEvents:
     async def _look(self) -> None:
         """Notices events of other processes, and jobs that were deleted."""
         while self._topics:
-            await asyncio.sleep(TOLD_LOOK_S if self._signals.across_processes else LOOK_S)
+            await self._sleep(TOLD_LOOK_S if self._signals.across_processes else LOOK_S)
+            if self._stopping.is_set():
+                return
             followed = [topic for topic in self._topics.values() if not topic.closed]
             for start in range(0, len(followed), _PAGE):
                 try:
