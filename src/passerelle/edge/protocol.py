@@ -35,6 +35,7 @@ from passerelle.edge.exchange import ClientGone
 _READ_AHEAD_BYTES = 64 * 1024
 """A body that nobody asked for yet is read this far."""
 _MAX_PIPELINED = 16
+_LINGER_S = 1.0
 _NOT_DIRECT = (b"expect", b"upgrade")
 
 
@@ -294,6 +295,11 @@ class DirectExchange:
         self._complete = True
         self._gone_callback = self._pause = self._resume = None
         self._protocol.finished(self, keep_alive=self._keep_alive)
+
+    @property
+    def unread(self) -> bool:
+        """The body was refused before its end: more of it may be on its way."""
+        return self._error is not None
 
     @property
     def complete(self) -> bool:
@@ -633,13 +639,25 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not keep_alive:
-            self.transport.close()
+            if exchange.unread:
+                self._linger()
+            else:
+                self.transport.close()
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
         self.deadline = time.monotonic() + self.limits.keep_alive_s
         if self._queued:
             self._start(self._queued.popleft())
+
+    def _linger(self) -> None:
+        """Closes our side, and the whole a moment later: closing while bytes still come resets the connection, and the
+        answer may be lost with it (RFC 9112, section 9.6). What comes until then is thrown away."""
+        self._refused = True
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        self.transport.write_eof()
+        asyncio.get_running_loop().call_later(_LINGER_S, self.transport.close)
 
     def common_head(self) -> bytes:
         """Returns the header lines that every answer has; the server makes new ones once a second."""
