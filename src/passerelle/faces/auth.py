@@ -21,7 +21,6 @@ from passerelle.domain.errors import BadRequest, Conflict, Forbidden, Unauthenti
 from passerelle.domain.principal import Principal
 from passerelle.edge.dispatch import Context
 from passerelle.edge.exchange import credentials, header
-from passerelle.faces.admin.resource import decode
 from passerelle.faces.auth_page import CONTENT_SECURITY_POLICY, RESET_PAGE
 from passerelle.faces.auth_wire import (
     Accepted,
@@ -36,6 +35,7 @@ from passerelle.faces.auth_wire import (
     SignIn,
     Token,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.browser import Browser
 from passerelle.identity.accounts import Account, Accounts, password_link
 from passerelle.identity.audit import Actor

@@ -28,7 +28,6 @@ from passerelle.faces.admin.resource import (
     NameList,
     Repeats,
     answer,
-    decode,
     expected_version,
     flag,
     given,
@@ -43,6 +42,7 @@ from passerelle.faces.admin.resource import (
     respond,
     tenant,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.described import (
     AFTER,
     IDEMPOTENCY_KEY,

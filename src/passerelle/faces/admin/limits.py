@@ -23,7 +23,6 @@ from passerelle.faces.admin.resource import (
     Repeats,
     actor,
     answer,
-    decode,
     expected_version,
     listed,
     moment,
@@ -34,6 +33,7 @@ from passerelle.faces.admin.resource import (
     send,
     tenant,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.described import AFTER, IDEMPOTENCY_KEY, IF_MATCH, LIMIT, ORGANISATION, Described, Parameter
 from passerelle.limits.keeper import BookKeeper
 from passerelle.limits.price import NANO, amount_text, parse_amount

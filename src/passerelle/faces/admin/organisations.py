@@ -20,7 +20,6 @@ from passerelle.faces.admin.resource import (
     NameList,
     Repeats,
     answer,
-    decode,
     expected_version,
     flag,
     given,
@@ -34,6 +33,7 @@ from passerelle.faces.admin.resource import (
     read_nothing,
     respond,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.described import AFTER, ARCHIVED, IDEMPOTENCY_KEY, IF_MATCH, LIMIT, Described
 from passerelle.identity.organisations import Organisation, OrganisationOptions, OrganisationStore
 from passerelle.storage.engine import Database

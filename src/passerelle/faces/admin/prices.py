@@ -19,7 +19,6 @@ from passerelle.faces.admin.resource import (
     Repeats,
     actor,
     answer,
-    decode,
     listed,
     moment,
     page,
@@ -27,6 +26,7 @@ from passerelle.faces.admin.resource import (
     respond,
     send,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.described import AFTER, IDEMPOTENCY_KEY, LIMIT, Described, Parameter
 from passerelle.limits.keeper import BookKeeper
 from passerelle.limits.price import MICRO, Price, parse_amount, price_text

@@ -21,7 +21,6 @@ from passerelle.faces.admin.resource import (
     NameList,
     Repeats,
     answer,
-    decode,
     expected_version,
     flag,
     given,
@@ -37,6 +36,7 @@ from passerelle.faces.admin.resource import (
     respond,
     tenant,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.described import AFTER, ARCHIVED, IDEMPOTENCY_KEY, IF_MATCH, LIMIT, ORGANISATION, Described
 from passerelle.identity.projects import Project, ProjectOptions, ProjectStore
 from passerelle.storage.engine import Database

@@ -18,7 +18,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Generic, Literal, NoReturn, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -30,6 +30,7 @@ from passerelle.domain.errors import BadRequest, NotFound
 from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.dispatch import Context
 from passerelle.edge.exchange import header, header_values
+from passerelle.faces.body import decode
 from passerelle.identity.audit import Actor
 from passerelle.identity.idempotency import IdempotentAnswers, KeptAnswer
 from passerelle.identity.options import SAME, Default
@@ -38,9 +39,6 @@ from passerelle.identity.rights import Maker, Names
 PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
 MAX_IDEMPOTENCY_KEY_BYTES = 255
-_MAX_QUOTE = 200
-_WHERE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$?\.?(?P<path>.*)`)?\Z", re.DOTALL)
-_QUOTED = re.compile(r"`([^`]*)`\Z")
 
 T = TypeVar("T")
 
@@ -92,41 +90,12 @@ class Answer:
     kept: bytes | None = None
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Returns the body as the decoder's structure. Raises BadRequest that names the field."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        _refuse(str(error))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if not body.strip():
-            raise BadRequest("The request body is empty; send a JSON object.") from None
-        reason = str(error).removeprefix("JSON is malformed: ")
-        raise BadRequest(f"The request body is not valid JSON: {reason[:_MAX_QUOTE]}.") from None
-    except RecursionError:
-        raise BadRequest("The request body is nested too deeply.") from None
-
-
 async def read_nothing(context: Context) -> bytes:
     """Returns the body of a request that takes none. Raises BadRequest for one with something in it."""
     raw = await context.exchange.body()
     if raw.strip():
         decode(raw, _NOTHING)
     return raw
-
-
-def _refuse(message: str) -> NoReturn:
-    found = _WHERE.match(message)
-    assert found is not None
-    what, path = found["what"], found["path"] or ""
-    name = quoted[1] if (quoted := _QUOTED.search(what)) else "?"
-    if what.startswith(("Object missing required field", "Object contains unknown field")):
-        path = f"{path}.{name}" if path else name
-        what = "it is required" if "missing" in what else "there is no such field"
-    param = path[:_MAX_QUOTE]
-    if not param:
-        raise BadRequest(f"The request body must be a JSON object. {what[:_MAX_QUOTE]}.") from None
-    raise BadRequest(f"Field `{param}`: {what[0].lower()}{what[1:_MAX_QUOTE]}.", param=param) from None
 
 
 def given(value: T | msgspec.UnsetType) -> T | Default:

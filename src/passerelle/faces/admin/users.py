@@ -21,7 +21,6 @@ from passerelle.faces.admin.resource import (
     Name,
     Repeats,
     answer,
-    decode,
     expected_version,
     flag,
     given,
@@ -34,6 +33,7 @@ from passerelle.faces.admin.resource import (
     respond,
     tenant,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.described import (
     AFTER,
     IDEMPOTENCY_KEY,

@@ -10,7 +10,6 @@ stop_sequences, tools, tool_choice, metadata.user_id, max_tokens …    their na
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,13 +17,13 @@ import msgspec
 from passerelle.domain.errors import BadRequest
 from passerelle.domain.request import Operation, Request
 from passerelle.faces.anthropic import bodies
+from passerelle.faces.body import decode
 from passerelle.faces.openai import wire
 
 _Body = TypeVar("_Body")
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MESSAGE = msgspec.json.Decoder(bodies.MessageBody)
 _COUNT = msgspec.json.Decoder(bodies.CountBody)
-_PATH = re.compile(r" - at `\$\.?(.*)`\Z")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -71,17 +70,7 @@ def parse_count(body: bytes) -> Request:
 
 
 def _decoded(decoder: msgspec.json.Decoder[_Body], body: bytes) -> tuple[_Body, tuple[str, ...]]:
-    try:
-        asked = decoder.decode(body)
-        names = _TOP_LEVEL.decode(body).keys()
-    except msgspec.ValidationError as error:
-        text = str(error)
-        found = _PATH.search(text)
-        where = found[1] if found else None
-        what = _PATH.sub("", text)
-        raise BadRequest(f"{f'Field `{where}`: ' if where else ''}{what}.", param=where) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
+    asked, names = decode(body, decoder), decode(body, _TOP_LEVEL).keys()
     return asked, tuple(sorted(names - bodies.KNOWN))
 
 

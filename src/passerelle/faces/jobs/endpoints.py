@@ -11,7 +11,8 @@ import msgspec
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import BadRequest
 from passerelle.edge.dispatch import Context
-from passerelle.faces.admin.resource import Body, decode, listed, moment, page, query, read_nothing, respond
+from passerelle.faces.admin.resource import Body, listed, moment, page, query, read_nothing, respond
+from passerelle.faces.body import decode
 from passerelle.faces.jobs.access import StoreOf
 from passerelle.faces.jobs.answers import JobAnswer, TicketAnswer, job_answer, result_answer
 from passerelle.faces.jobs.tickets import Tickets

@@ -13,6 +13,7 @@ from passerelle.domain.errors import BadRequest, NotFound
 from passerelle.domain.model import ModelKind
 from passerelle.domain.request import Request
 from passerelle.edge.dispatch import Context
+from passerelle.faces.body import decode
 from passerelle.faces.calls import Calls
 from passerelle.faces.health import respond_json
 from passerelle.faces.opea.answers import Latencies, OpeaRendering, render_error
@@ -20,7 +21,7 @@ from passerelle.faces.opea.bodies import OpeaBody
 from passerelle.faces.opea.prompt import join
 from passerelle.faces.openai import wire
 
-_decode = msgspec.json.Decoder(OpeaBody).decode
+_DECODER = msgspec.json.Decoder(OpeaBody)
 _ASKS = re.compile(rb'"(?:query|initial_query)"\s*:')
 
 
@@ -83,12 +84,7 @@ class OpeaFace:
 
 
 def _parsed(body: bytes) -> OpeaBody:
-    try:
-        asked = _decode(body)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"{error}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
+    asked = decode(body, _DECODER)
     if asked.query is None and asked.initial_query is None:
         raise BadRequest("Field `query` is required.", param="query")
     return asked

@@ -15,7 +15,8 @@ from passerelle.domain.errors import BadRequest, Conflict, NotFound
 from passerelle.domain.principal import Principal, Scope
 from passerelle.domain.request import Request
 from passerelle.edge.dispatch import Context
-from passerelle.faces.admin.resource import decode, query, respond
+from passerelle.faces.admin.resource import query, respond
+from passerelle.faces.body import decode
 from passerelle.faces.described import Described
 from passerelle.faces.openai import wire
 from passerelle.faces.openai.listing import list_parameters, listed, listing

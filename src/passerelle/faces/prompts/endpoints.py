@@ -12,7 +12,6 @@ from passerelle.faces.admin.resource import (
     actor,
     answer,
     cursor,
-    decode,
     flag,
     listed,
     moment,
@@ -22,6 +21,7 @@ from passerelle.faces.admin.resource import (
     respond,
     send,
 )
+from passerelle.faces.body import decode
 from passerelle.faces.prompts.bodies import (
     LabelBody,
     PromptAnswer,

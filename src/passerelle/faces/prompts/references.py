@@ -11,7 +11,7 @@ import msgspec
 
 from passerelle.domain.errors import BadRequest, NotFound
 from passerelle.domain.principal import Principal
-from passerelle.faces.admin.resource import decode
+from passerelle.faces.body import decode
 from passerelle.faces.prompts.bodies import PromptReference
 from passerelle.prompts.library import PromptLibrary, Ready, rendered
 from passerelle.prompts.store import PRODUCTION

@@ -15,13 +15,14 @@ from passerelle.domain.errors import BadRequest, ModelNotFound
 from passerelle.domain.model import ModelKind
 from passerelle.domain.principal import Principal
 from passerelle.edge.dispatch import Context
+from passerelle.faces.body import decode
 from passerelle.faces.calls import Calls
 from passerelle.faces.openai import wire
 from passerelle.prompts.template import MAX_TEMPLATE_CHARACTERS, fill, sampling, text_of
 
 DEFAULT_TOKENS: Final = 256
 """What a new prompt of the studio says, for requests that say nothing."""
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_DECODER = msgspec.json.Decoder(dict[str, Any])
 
 
 class StudioRendering:
@@ -58,7 +59,7 @@ class StudioFace:
 
     async def prompt(self, context: Context) -> None:
         """``POST /prompt``."""
-        given = _parsed(await context.exchange.body())
+        given = decode(await context.exchange.body(), _DECODER)
         model = given.get("model")
         if model is None:
             model = self._first_model(context.caller)
@@ -78,15 +79,6 @@ class StudioFace:
             if model.kind is ModelKind.CHAT and caller.may_call(model.name):
                 return model.name
         raise ModelNotFound("There is no model that writes text for this key; the list of models is at /v1/models.")
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"The request body must be a JSON object. {error}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
 
 
 def _filled(given: dict[str, Any]) -> str:

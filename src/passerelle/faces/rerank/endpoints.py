@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -11,14 +11,14 @@ from passerelle.domain.errors import BadRequest
 from passerelle.domain.model import ModelKind
 from passerelle.domain.request import Operation, Request
 from passerelle.edge.dispatch import Context
+from passerelle.faces.body import decode
 from passerelle.faces.calls import Calls
 from passerelle.faces.openai import wire
 from passerelle.faces.rerank.answers import RerankRendering, ScoreRendering
 from passerelle.faces.rerank.bodies import RerankBody, ScoreBody
 
-T = TypeVar("T")
-_rerank = msgspec.json.Decoder(RerankBody)
-_score = msgspec.json.Decoder(ScoreBody)
+_RERANK = msgspec.json.Decoder(RerankBody)
+_SCORE = msgspec.json.Decoder(ScoreBody)
 
 
 class RerankFace:
@@ -30,7 +30,7 @@ class RerankFace:
 
     async def rerank(self, context: Context) -> None:
         """``POST /v1/rerank``: documents by how well they answer a query."""
-        asked = _decoded(_rerank, await context.exchange.body())
+        asked = decode(await context.exchange.body(), _RERANK)
         texts = asked.texts
         by_embedding = self._by_embedding(asked.model)
         if by_embedding:
@@ -49,7 +49,7 @@ class RerankFace:
 
     async def score(self, context: Context) -> None:
         """``POST /v1/score``: how alike two texts are, for one pair or many."""
-        asked = _decoded(_score, await context.exchange.body())
+        asked = decode(await context.exchange.body(), _SCORE)
         firsts = [asked.text_1] if isinstance(asked.text_1, str) else asked.text_1
         seconds = [asked.text_2] if isinstance(asked.text_2, str) else asked.text_2
         if len(firsts) not in (1, len(seconds)):
@@ -68,17 +68,6 @@ class RerankFace:
     def _by_embedding(self, name: str) -> bool:
         model = self._catalog.current.resolve(name)
         return model is not None and model.kind is ModelKind.EMBEDDING
-
-
-def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at `$.")
-        param = where.rstrip("`") or None
-        raise BadRequest(f"{f'Field `{param}`: ' if param else ''}{text}.", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
 
 
 def _embedding(model: str, texts: list[str]) -> Request:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ import msgspec
 
 from passerelle.domain.errors import BadRequest
 from passerelle.domain.request import Request
+from passerelle.faces.body import decode
 from passerelle.faces.openai import wire
 from passerelle.faces.responses.bodies import DECODER, KNOWN, REFUSED, ResponseBody
 from passerelle.faces.responses.items import Item, given_items, messages_of, new_item_id
 
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_PATH = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`\Z")
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -37,16 +36,7 @@ class Asked:
 
 def parse(raw: bytes) -> Asked:
     """Parses the body of POST /v1/responses. Raises BadRequest that names the field."""
-    try:
-        body = DECODER.decode(raw)
-        names = _TOP_LEVEL.decode(raw).keys()
-    except msgspec.ValidationError as error:
-        text = str(error)
-        found = _PATH.search(text)
-        where = found[1] if found else None
-        raise BadRequest(f"{f'Field `{where}`: ' if where else ''}{_PATH.sub('', text)}.", param=where) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.", code="invalid_json") from None
+    body, names = decode(raw, DECODER), decode(raw, _TOP_LEVEL).keys()
     for name, instead in REFUSED.items():
         if name in names and bytes(_TOP_LEVEL.decode(raw)[name]) != b"null":
             raise BadRequest(f"The field `{name}` is not served here: {instead}.", param=name, code="field_refused")

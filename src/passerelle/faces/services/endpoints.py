@@ -14,7 +14,8 @@ from passerelle.domain.errors import BadRequest, NotFound
 from passerelle.domain.principal import Principal
 from passerelle.edge.dispatch import Context
 from passerelle.edge.exchange import header
-from passerelle.faces.admin.resource import Body, answer, decode, send
+from passerelle.faces.admin.resource import Body, answer, send
+from passerelle.faces.body import decode
 from passerelle.faces.health import respond_json
 from passerelle.faces.jobs.access import StoreOf
 from passerelle.faces.jobs.answers import job_answer

@@ -13,13 +13,14 @@ from passerelle.domain.errors import BadRequest, ModelNotFound
 from passerelle.domain.model import Model, ModelKind
 from passerelle.domain.request import Request
 from passerelle.edge.dispatch import Context
+from passerelle.faces.body import decode
 from passerelle.faces.calls import Calls
 from passerelle.faces.health import respond_json
 from passerelle.faces.openai import wire
 from passerelle.faces.tgi.answers import GenerateRendering
 from passerelle.faces.tgi.bodies import GenerateBody, Parameters
 
-_decode = msgspec.json.Decoder(GenerateBody).decode
+_DECODER = msgspec.json.Decoder(GenerateBody)
 _SENT = ("temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty", "seed")
 _DROPPED = ("typical_p", "truncate", "watermark")
 _REFUSED = ("grammar", "adapter_id", "decoder_input_details", "top_n_tokens")
@@ -90,12 +91,7 @@ class TgiFace:
 
 
 def _parsed(body: bytes) -> GenerateBody:
-    try:
-        asked = _decode(body)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"Input validation error: {error}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The request body is not valid JSON in UTF-8.") from None
+    asked = decode(body, _DECODER)
     if not asked.inputs:
         raise BadRequest("Input validation error: `inputs` cannot be empty.", param="inputs")
     parameters = asked.parameters

@@ -20,6 +20,7 @@ from passerelle.edge.asgi import AsgiExchange, Message
 from passerelle.edge.dispatch import Context
 from passerelle.faces.admin import resource
 from passerelle.faces.admin.resource import Answer, Body, Page, Repeats
+from passerelle.faces.body import decode
 from passerelle.identity.idempotency import IdempotentAnswers
 from passerelle.storage.engine import open_database
 from passerelle.storage.migrations import upgrade
@@ -83,7 +84,7 @@ class Sent:
 def test_a_wrong_body_names_its_field(body: bytes, param: str | None, words: str) -> None:
     """What is wrong is said in one sentence, with the field's path."""
     with pytest.raises(BadRequest, match=words) as refused:
-        resource.decode(body, DECODER)
+        decode(body, DECODER)
     assert refused.value.param == param
 
 
@@ -91,7 +92,7 @@ def test_a_wrong_body_names_its_field(body: bytes, param: str | None, words: str
 def test_no_body_makes_a_defect(body: bytes) -> None:
     """Whatever the bytes are: a structure or a BadRequest."""
     try:
-        resource.decode(body, DECODER)
+        decode(body, DECODER)
     except BadRequest as error:
         assert error.message.endswith(".")
 
