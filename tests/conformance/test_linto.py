@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,7 +42,9 @@ async def test_states_and_messages(linto: ServiceClient) -> None:
     linto.upstream.scenario = lambda seen: [normal() if "chat" not in seen.path else never()]
     job_id = (await linto.generate()).json()["jobId"]
     await linto.asked()
-    answer = await linto.http.get(f"/results/{job_id}")
+    async with asyncio.timeout(10):  # progress is written some moments after the model was asked
+        while (answer := await linto.http.get(f"/results/{job_id}")).json()["status"] != "processing":
+            assert answer.status_code == 202
     assert answer.status_code == 202
     assert answer.json() == {"status": "processing", "message": "Task is in progress", "progress": "0"}
     async with linto.socket(f"/ws/results/{job_id}") as one, linto.socket("/ws/results") as many:

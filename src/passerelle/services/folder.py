@@ -9,7 +9,8 @@
 
 `ServiceLoader.prepare` reads everything that changed and never raises: a service that is wrong is told as a problem
 with file, line and key, and the last good one of its name in that file serves on. A file that is gone takes its
-services with it. `ServiceHolder.swap` cannot fail.
+services with it. Of two services that want one id or route, the one that has it keeps it; at the start, the one whose
+file comes first by name. `ServiceHolder.swap` cannot fail.
 """
 
 from __future__ import annotations
@@ -59,24 +60,38 @@ class ServiceCatalog:
     kept: frozenset[str] = frozenset()
     generation: int = 0
     _routes: Mapping[str, ServiceManifest] = field(default_factory=lambda: MappingProxyType({}))
-    _names: Mapping[str, ServiceManifest] = field(default_factory=lambda: MappingProxyType({}))
+    _words: Mapping[str, ServiceManifest] = field(default_factory=lambda: MappingProxyType({}))
+    """Services by each word they can be asked for with."""
 
     @classmethod
     def of(
-        cls, services: Iterable[ServiceManifest], problems: Iterable[Problem] = (), kept: frozenset[str] = frozenset()
+        cls,
+        services: Iterable[ServiceManifest],
+        problems: Iterable[Problem] = (),
+        kept: frozenset[str] = frozenset(),
+        before: ServiceCatalog | None = None,
     ) -> ServiceCatalog:
-        """Returns a catalog of these services. A name that several have is the first one's."""
+        """Returns a catalog of these services.
+
+        A word that is an id of one, the name or route of others means the one it meant ``before``, as long as that
+        one has it; else ids come before names, names before routes, and the first service before the next.
+        """
         found = {service.id: service for service in services}
-        names: dict[str, ServiceManifest] = {}
-        for service in found.values():
-            names.setdefault(service.name, service)
+        words: dict[str, ServiceManifest] = {}
+        for word, old in before._words.items() if before is not None else ():
+            same = found.get(old.id)
+            if same is not None and word in (same.id, same.name, same.route):
+                words[word] = same
+        for kind in ("id", "name", "route"):
+            for service in found.values():
+                words.setdefault(getattr(service, kind), service)
         routes = {service.route: service for service in found.values()}
         return cls(
             MappingProxyType(found),
             tuple(problems),
             kept,
             _routes=MappingProxyType(routes),
-            _names=MappingProxyType(names),
+            _words=MappingProxyType(words),
         )
 
     def by_route(self, route: str) -> ServiceManifest | None:
@@ -84,8 +99,8 @@ class ServiceCatalog:
         return self._routes.get(route.strip("/"))
 
     def find(self, name: str) -> ServiceManifest | None:
-        """Returns the service of that id, name or route, in this order."""
-        return self.services.get(name) or self._names.get(name) or self.by_route(name)
+        """Returns the service of that id, name or route."""
+        return self._words.get(name) or self.by_route(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +186,8 @@ class ServiceLoader:
             )
             paths = paths[:MAX_FILES]
         self._files = {path: self._read(path, defaults) for path in paths}
-        for path, file in self._files.items():
-            run.take(path, file, self._find_prompt)
-        return ServiceCatalog.of(run.services.values(), in_order(run.problems), frozenset(run.kept))
+        run.take(self._files, self._find_prompt)
+        return ServiceCatalog.of(run.services.values(), in_order(run.problems), frozenset(run.kept), before)
 
     def _read(self, path: Path, defaults: Table | None) -> _File:
         state = (_state_of(path), self._defaults[0])
@@ -242,7 +256,12 @@ class ServiceLoader:
 
 
 class _Run:
-    """One reading of everything."""
+    """One reading of everything.
+
+    A route and an id belong to the service that has them now. So those that stay as they are come first, those that
+    go on as they last were next, then those that moved, and newcomers last; what comes first among equals is in the
+    file that comes first.
+    """
 
     def __init__(self, before: ServiceCatalog) -> None:
         self.services: dict[str, ServiceManifest] = {}
@@ -251,24 +270,53 @@ class _Run:
         self._before = before
         self._routes: dict[str, Mark] = {}
 
-    def take(self, path: Path, file: _File, find: FindPrompt) -> None:
-        """Adds the services of one file, or what it last had where it is wrong now."""
-        self.problems.extend(file.problems)
-        done: set[str] = set()
-        for written in file.services:
-            service = compile_service(written, find, self.problems)
-            if service is not None and self._claims(service):
-                done.add(service.id)
-                self.services[service.id] = service
+    def take(self, files: Mapping[Path, _File], find: FindPrompt) -> None:
+        """Adds the services of all files, or what a file last had where it is wrong now."""
+        compiled: list[ServiceManifest] = []
+        for file in files.values():
+            self.problems.extend(file.problems)
+            services = (compile_service(written, find, self.problems) for written in file.services)
+            compiled.extend(service for service in services if service is not None)
+        ranked: tuple[list[ServiceManifest], ...] = ([], [], [])
+        for service in compiled:
+            ranked[self._rank(service)].append(service)
+        stays, moved, newcomers = ranked
+        for service in stays:
+            self._claim(service)
+        sound = {(service.mark.source, service.id) for service in compiled}
         for old in self._before.services.values():
-            if old.mark.source != str(path) or old.id in done or (file.ids is not None and old.id not in file.ids):
-                continue
-            if old.id not in self.services and old.route not in self._routes:
-                self._routes[old.route] = old.mark
-                self.services[old.id] = old
-                self.kept.add(old.id)
+            if (old.mark.source, old.id) not in sound and self._is_still_written(old, files):
+                self._keep(old)
+        for service in moved:
+            if not self._claim(service):
+                self._keep(self._before.services[service.id])
+        for service in newcomers:
+            self._claim(service)
+        order = {str(path): place for place, path in enumerate(files)}
+        found = sorted(self.services.values(), key=lambda each: (order[each.mark.source], each.mark.line or 0))
+        self.services = {service.id: service for service in found}
 
-    def _claims(self, service: ServiceManifest) -> bool:
+    def _rank(self, service: ServiceManifest) -> int:
+        """Returns 0 for a service that is where it was, 1 for one whose route is another now, 2 for a new one."""
+        old = self._before.services.get(service.id)
+        if old is None or old.mark.source != service.mark.source:
+            return 2
+        return 0 if old.route == service.route else 1
+
+    @staticmethod
+    def _is_still_written(old: ServiceManifest, files: Mapping[Path, _File]) -> bool:
+        """Whether the file of a service still has it, or cannot be read."""
+        file = files.get(Path(old.mark.source))
+        return file is not None and (file.ids is None or old.id in file.ids)
+
+    def _keep(self, old: ServiceManifest) -> None:
+        if old.id not in self.services and old.route not in self._routes:
+            self._routes[old.route] = old.mark
+            self.services[old.id] = old
+            self.kept.add(old.id)
+
+    def _claim(self, service: ServiceManifest) -> bool:
+        """Gives a service its id and route; False, and a problem, when they are another's."""
         other = self.services.get(service.id)
         if other is not None:
             self.problems.append(Problem(service.mark, service.id, f"this service is given already, at {other.mark}"))
@@ -279,6 +327,7 @@ class _Run:
             self.problems.append(Problem(service.mark, f"{service.id}.route", message))
             return False
         self._routes[service.route] = service.mark
+        self.services[service.id] = service
         return True
 
 

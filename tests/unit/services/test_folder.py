@@ -161,17 +161,69 @@ def test_a_pipe_is_not_waited_for(folder: Folder) -> None:
     assert [problem.message for problem in folder.catalog.problems] == ["this is not a file"] * 2
 
 
-def test_two_files_cannot_hold_one_service(folder: Folder) -> None:
-    """The first file in order of names has it, whichever was there first; the other is told."""
+def test_who_has_a_route_keeps_it(folder: Folder) -> None:
+    """A new file that comes earlier by name takes no id, route or name from a service that serves; it is told."""
     folder.prompt("a.txt")
     folder.write("m.yaml", "a: {model: m, description: m}")
     assert folder.read() == {"a": "m"}
-    folder.write("n.yaml", "a: {model: m, description: n}")
+    folder.write("b.yaml", "a: {model: m, description: b}")
     assert folder.read() == {"a": "m"}
-    assert "n.yaml:1:4: a: this service is given already, at" in str(folder.catalog.problems[0])
+    assert [str(each).partition("b.yaml")[2] for each in folder.catalog.problems] == [
+        f":1:4: a: this service is given already, at {folder.services / 'm.yaml'}:1:4"
+    ]
     folder.write("b.yaml", "b: {model: m, route: a, prompt: a}")
-    assert "b" in folder.read()
-    assert any("a.route: the route 'a' is taken" in str(problem) for problem in folder.catalog.problems)
+    assert folder.read() == {"a": "m"}
+    assert [problem.key for problem in folder.catalog.problems] == ["b.route"]
+    held = folder.catalog.by_route("a")
+    assert held is not None and held.id == "a"
+    folder.write("b.yaml", "b: {model: m, name: a}")
+    assert list(folder.read()) == ["b", "a"]
+    assert folder.catalog.find("a") is folder.catalog.services["a"]
+    assert folder.catalog.problems == ()
+
+
+def test_a_route_is_kept_while_its_file_is_wrong_and_free_once_it_is_gone(folder: Folder) -> None:
+    """A newcomer waits for as long as the holder's file says that it is there, and then has the route."""
+    folder.prompt("a.txt")
+    path = folder.write("m.yaml", "a: {model: m, description: m}")
+    folder.read()
+    folder.write("b.yaml", "b: {model: m, route: a, prompt: a}")
+    path.write_text("a: [")
+    assert folder.read() == {"a": "m"}
+    assert folder.catalog.kept == {"a"}
+    path.write_text("a: {model: m, description: mended}")
+    assert folder.read() == {"a": "mended"}
+    path.unlink()
+    assert list(folder.read()) == ["b"]
+    held = folder.catalog.by_route("a")
+    assert (held is not None and held.id, folder.catalog.problems) == ("b", ())
+
+
+def test_services_change_places_and_one_that_cannot_move_stays(folder: Folder) -> None:
+    """Two may swap their routes; one that wants another's route keeps its own, which no newcomer gets meanwhile."""
+    folder.prompt("p.txt")
+    text = "a: {{model: m, name: p, route: {0}}}\nb: {{model: m, name: p, route: {1}}}"
+    folder.write("m.yaml", text.format("one", "two"))
+    folder.read()
+    folder.write("m.yaml", text.format("two", "one"))
+    folder.read()
+    assert {word: folder.catalog.by_route(word).id for word in ("one", "two")} == {"one": "b", "two": "a"}  # type: ignore[union-attr]
+    folder.write("m.yaml", text.format("one", "one"))
+    folder.write("a.yaml", "c: {model: m, name: p, route: two}")
+    assert list(folder.read()) == ["a", "b"]
+    assert folder.catalog.kept == {"a"}
+    assert [problem.key for problem in folder.catalog.problems] == ["c.route", "a.route"]
+
+
+def test_at_a_start_the_first_file_has_a_route(folder: Folder) -> None:
+    """Whoever reads the folder for the first time finds the same service in it, and the same problem."""
+    folder.prompt("p.txt")
+    folder.write("n.yaml", "n: {model: m, name: p, route: r}")
+    folder.write("b.yaml", "b: {model: m, name: p, route: r}")
+    for _ in range(3):
+        catalog = ServiceLoader(ServiceFolders(folder.services, folder.prompts), {}).prepare(ServiceCatalog())
+        assert list(catalog.services) == ["b"]
+        assert [problem.key for problem in catalog.problems] == ["n.route"]
 
 
 def test_two_services_may_share_a_name_and_its_prompt(folder: Folder) -> None:

@@ -7,6 +7,8 @@ waits, and 404 means that there is no such job; an error's status is that of its
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -22,7 +24,7 @@ from passerelle.jobs.job import JobState, NewJob
 from passerelle.services.extract.extractor import Extractor
 from passerelle.services.folder import ServiceHolder
 from passerelle.services.job import KIND
-from passerelle.services.manifest import ServiceManifest
+from passerelle.services.manifest import Flavor, ServiceManifest
 
 _MISSING_FLAVOR = {
     "detail": [{"type": "missing", "loc": ["body", "flavor"], "msg": "Field required", "input": None}],
@@ -38,8 +40,8 @@ class LintoFace:
         self._extractor = extractor
 
     async def services(self, context: Context) -> None:
-        """``GET /services``: as in YAML, those that this key may run."""
-        found = [dict(each.document) for each in runnable(self._holder, context.caller)]
+        """``GET /services``: as in YAML, those that this key may run; what clients look for is always there."""
+        found = [listed(each) for each in runnable(self._holder, context.caller)]
         if not found:
             raise NotFound("No services available")
         await respond_json(context, found)
@@ -86,6 +88,42 @@ class LintoFace:
 def runnable(holder: ServiceHolder, caller: Principal) -> list[ServiceManifest]:
     """Returns the services that the caller may run."""
     return [service for service in holder.current.services.values() if caller.may_run(service.name)]
+
+
+def listed(service: ServiceManifest) -> dict[str, Any]:
+    """Returns a service as it is written, with what LinTO's clients read and a manifest may leave out filled in."""
+    written = service.document
+    flavors = written.get("flavor")
+    given = flavors if isinstance(flavors, list) else [{}] * len(service.flavors)
+    return {
+        "type": service.type,
+        "fields": service.fields,
+        "name": service.name,
+        "route": service.route,
+        "description": dict(service.description),
+        **{
+            name: value for name, value in written.items() if value is not None and name not in ("description", "route")
+        },
+        "flavor": [_flavor(flavor, own) for flavor, own in zip(service.flavors, given, strict=True)],
+    }
+
+
+def _flavor(flavor: Flavor, written: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": flavor.name,
+        "modelName": flavor.model,
+        "totalContextLength": flavor.context_tokens,
+        "maxGenerationLength": flavor.max_generation_tokens,
+        "createNewTurnAfter": flavor.create_new_turn_after,
+        "summaryTurns": flavor.summary_turns,
+        "maxNewTurns": flavor.max_new_turns,
+        "temperature": flavor.temperature,
+        "top_p": flavor.top_p,
+        "reduceSummary": flavor.reduce,
+        "consolidateSummary": flavor.consolidate,
+        "type": flavor.type,
+        **{name: value for name, value in written.items() if value is not None and name != "name"},
+    }
 
 
 def _status(state: State) -> int:
