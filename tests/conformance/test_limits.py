@@ -178,6 +178,21 @@ async def test_a_budget_goes_on_from_what_the_ledger_says(replicas: Replicas) ->
     assert await replicas.used(rule) == (60, 40)
 
 
+async def test_many_standings_are_told_at_once(replicas: Replicas) -> None:
+    """In the order asked for, each as it would be told alone, one that nobody has used or that was spent before too."""
+    rules = [limit(Measure.TOKENS, Period.DAY, 100, id=f"of-{number}", model=f"m{number}") for number in range(5)]
+    before = limit(Measure.COST, Period.TOTAL, 100)
+    replicas.ledger.spent[before.id] = 7
+    replicas.adopt(*rules, before)
+    limiter = replicas.limiters[0]
+    for number in (1, 3, 3):
+        await replicas.take(0, 10, limiter.plan(CALLER, f"m{number}"))
+    found = [(used.settled, used.held) for used, _ in await limiter.standings([before, *rules])]
+    assert found == [(7, 0), (0, 0), (0, 10), (0, 0), (0, 20), (0, 0)]
+    assert found == [await replicas.used(rule) for rule in (before, *rules)]
+    assert await limiter.standings([]) == []
+
+
 async def test_a_soft_limit_counts_and_lets_pass(replicas: Replicas) -> None:
     """Nobody is refused, and everybody above it is warned."""
     rule = limit(Measure.REQUESTS, Period.DAY, 2, hard=False)

@@ -108,6 +108,7 @@ def test_a_limit_is_in_force_at_once_where_it_was_set(gateway: GatewayProcess) -
     status, headers, found = ask(gateway, "GET", f"/admin/limits/{limit}")
     assert status == 200
     assert (found["used"], found["held"], found["remaining"], found["object"]) == (2, 0, 0, "limit.standing")
+    assert ask(gateway, "GET", f"/admin/limits?subject_kind=key&subject_id={key_id}")[2]["data"] == [found]
     tag = headers["etag"]
     assert ask(gateway, "PATCH", f"/admin/limits/{limit}", {"value": 3}, if_match=tag)[0] == 200
     assert ask(gateway, "PATCH", f"/admin/limits/{limit}", {"value": 4}, if_match=tag)[0] == 412

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -18,13 +19,14 @@ from passerelle.cli.records import (
     on_database,
     operator,
 )
-from passerelle.cli.table import print_fields, print_json, print_table
+from passerelle.cli.table import print_fields, print_json, print_table, words
 from passerelle.identity.keys import find_key
 from passerelle.identity.organisations import OrganisationStore
 from passerelle.identity.projects import ProjectStore
 from passerelle.identity.users import UserStore
 from passerelle.limits.price import NANO, amount_text, parse_amount
-from passerelle.limits.rule import EVERYWHERE, Measure, Period, SubjectKind
+from passerelle.limits.rule import EVERYWHERE, LimitRule, Measure, Period, SubjectKind, duration, window
+from passerelle.limits.spent import read_standing
 from passerelle.limits.store import Limit, LimitStore, NewLimit
 from passerelle.storage.engine import Database
 
@@ -96,24 +98,28 @@ def list_limits(
     home: HomeOption = None,
     database: DatabaseOption = None,
 ) -> None:
-    """List the limits of an organisation, or with --everybody those that all share."""
-    found = on_database(config, home, database, lambda opened: _list(opened, organisation, everybody))
+    """List the limits of an organisation, or with --everybody those that all share, and how they stand.
+
+    What is used is told by the usage rows, which are written within moments: calls under way are not in it.
+    """
+    found = on_database(config, home, database, lambda opened: _standings(opened, organisation, everybody))
     if as_json:
-        print_json([_fields(each) for each in found])
+        print_json([_fields(limit) | standing for limit, standing in found])
         return
     print_table(
-        ("id", "of", "what", "per", "at most", "model", "kind"),
+        ("id", "of", "what", "per", "at most", "used", "left", "resets in", "model", "kind"),
         [
             (
-                each.rule.id,
-                f"{each.rule.subject_kind} {each.rule.subject_id}",
-                each.rule.measure.value,
-                each.rule.period.value or "-",
-                str(_fields(each)["value"]),
-                each.rule.model or "all",
-                "hard" if each.rule.hard else "soft",
+                limit.rule.id,
+                f"{limit.rule.subject_kind} {limit.rule.subject_id}",
+                limit.rule.measure.value,
+                limit.rule.period.value or "-",
+                *(words(value) for value in (_fields(limit)["value"], standing["used"], standing["remaining"])),
+                _until(limit.rule),
+                limit.rule.model or "all",
+                "hard" if limit.rule.hard else "soft",
             )
-            for each in found
+            for limit, standing in found
         ],
     )
 
@@ -185,6 +191,34 @@ async def _list(database: Database, organisation: str, everybody: bool) -> list[
     return found
 
 
+async def _standings(
+    database: Database, organisation: str, everybody: bool
+) -> list[tuple[Limit, dict[str, int | str | None]]]:
+    """Returns limits, and what is used of each by the usage rows; nothing of calls at once, which are in none."""
+    found = await _list(database, organisation, everybody)
+    at_ms = int(time.time() * 1000)
+    spent = await read_standing(database, [limit.rule for limit in found], at_ms)
+    return [(limit, _standing(limit.rule, spent.get(limit.rule.id), at_ms)) for limit in found]
+
+
+def _standing(rule: LimitRule, used: int | None, at_ms: int) -> dict[str, int | str | None]:
+    return {
+        "used": None if used is None else _amount_of(rule, used),
+        "remaining": None if used is None else _amount_of(rule, max(0, rule.value - used)),
+        "resets_at_ms": window(rule.period, at_ms).end_ms,
+    }
+
+
+def _until(rule: LimitRule) -> str:
+    now_s = time.time()
+    end_ms = window(rule.period, int(now_s * 1000)).end_ms
+    return "-" if end_ms is None else duration(end_ms / 1000 - now_s)
+
+
+def _amount_of(rule: LimitRule, number: int) -> int | str:
+    return amount_text(number) if rule.measure is Measure.COST else number
+
+
 def _fields(limit: Limit) -> dict[str, Any]:
     rule = limit.rule
     return {
@@ -195,7 +229,7 @@ def _fields(limit: Limit) -> dict[str, Any]:
         "model": rule.model or None,
         "measure": rule.measure.value,
         "period": rule.period.value or None,
-        "value": amount_text(rule.value) if rule.measure is Measure.COST else rule.value,
+        "value": _amount_of(rule, rule.value),
         "hard": rule.hard,
         "created_by": limit.created_by,
         "created_at_ms": limit.created_at_ms,

@@ -85,5 +85,5 @@ class SharedCounters(Protocol):
     def settle(self, hold: Hold, spent: Sequence[int]) -> None:
         """Gives back what was held and counts what was spent, soon."""
 
-    async def used(self, rule: LimitRule, windows: Windows) -> Used:
-        """Returns how one limit stands."""
+    async def used(self, rules: Sequence[LimitRule], windows: Windows) -> list[Used]:
+        """Returns how limits stand."""

@@ -147,12 +147,18 @@ class Limiter:
         else:
             self._local.settle(hold, amounts)
 
-    async def standing(self, rule: LimitRule) -> tuple[Used, Window]:
-        """Returns what is used of a limit in its present window."""
+    async def standings(self, rules: Sequence[LimitRule]) -> list[tuple[Used, Window]]:
+        """Returns what is used of each limit in its present window."""
         windows = self.calendar.second().windows
         if self._shared is not None:
-            return await self._shared.used(rule, windows), windows[rule.period]
-        return self._local.used(rule, windows), windows[rule.period]
+            used = await self._shared.used(rules, windows)
+        else:
+            used = [self._local.used(rule, windows) for rule in rules]
+        return [(each, windows[rule.period]) for each, rule in zip(used, rules, strict=True)]
+
+    async def standing(self, rule: LimitRule) -> tuple[Used, Window]:
+        """Returns what is used of one limit in its present window."""
+        return (await self.standings((rule,)))[0]
 
     def adopt(self, book: Book, spent: Callable[[LimitRule], int]) -> None:
         """Takes a new book. ``spent`` says what was used of a limit that was not in the old one, in its window."""

@@ -166,18 +166,21 @@ class RedisCounters:
         """Gives back what was held and counts what was spent, soon."""
         self._send(_Work(self._back(hold, spent)))
 
-    async def used(self, rule: LimitRule, windows: Windows) -> Used:
-        """Returns how one limit stands; by what is known here while the store is down."""
-        name = name_of(rule, windows[rule.period].start_ms)
+    async def used(self, rules: Sequence[LimitRule], windows: Windows) -> list[Used]:
+        """Returns how limits stand, asked all at once; by what is known here while the store is down."""
+        names = [name_of(rule, windows[rule.period].start_ms) for rule in rules]
         try:
             if not self.up:
                 raise StoreDown
-            if rule.lasts and await self._store.get(name) is None:
-                await self._seed([rule], windows)
-            total, held = await self._store.get(name), await self._store.held(name)
+            totals = await self._store.get(names)
+            unknown = [rule for rule, total in zip(rules, totals, strict=True) if total is None and rule.lasts]
+            if unknown:
+                await self._seed(unknown, windows)
+                totals = await self._store.get(names)
+            held = await self._store.held(names)
         except StoreDown:
-            return self._local.used(rule, windows)
-        return Used((total or 0) - held, held)
+            return [self._local.used(rule, windows) for rule in rules]
+        return [Used((total or 0) - part, part) for total, part in zip(totals, held, strict=True)]
 
     def _back(self, hold: Hold, spent: Sequence[int]) -> list[tuple[str, int, int, str]]:
         """Returns what the store is to be told of the end of a hold, and tells it to this process's own count."""
@@ -381,16 +384,18 @@ class _Store:
         known, epoch = await self._run(BEAT, LEASE_S, how, *holders)
         return bool(known), epoch
 
-    async def get(self, name: str) -> int | None:
-        """Returns a count."""
-        found = await self._tell("GET", self._prefix + name)
-        return None if found is None else int(found)
+    async def get(self, names: Sequence[str]) -> list[int | None]:
+        """Returns counts, None for one that is not there."""
+        found = await self._tell("MGET", *(self._prefix + name for name in names)) if names else []
+        return [None if count is None else int(count) for count in found]
 
-    async def held(self, name: str) -> int:
-        """Returns what calls under way hold of a count, everywhere."""
-        holders = await self._tell("ZRANGE", self._prefix + "holders", 0, -1)
-        found = [await self._tell("HGET", f"{self._prefix}held:{holder}", name) for holder in holders]
-        return sum(int(held or 0) for held in found)
+    async def held(self, names: Sequence[str]) -> list[int]:
+        """Returns what calls under way hold of counts, everywhere."""
+        totals = [0] * len(names)
+        for holder in await self._tell("ZRANGE", self._prefix + "holders", 0, -1) if names else ():
+            found = await self._tell("HMGET", f"{self._prefix}held:{holder}", *names)
+            totals = [total + int(held or 0) for total, held in zip(totals, found, strict=True)]
+        return totals
 
     async def set_new(self, name: str, count: int, live_s: int) -> None:
         """Sets a count that is not there; one that is stays."""

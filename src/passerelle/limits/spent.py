@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.accounting.rollup import DAY_MS, mark, position
 from passerelle.domain.usage import Outcome
-from passerelle.limits.rule import EVERYWHERE, LimitRule, Measure, SubjectKind, Window, window
+from passerelle.limits.rule import EVERYWHERE, LimitRule, Measure, Period, SubjectKind, window
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import usage, usage_rollups
 
@@ -23,18 +23,30 @@ _Row = tuple[str, str, str]
 
 
 async def read_spent(database: Database, rules: Iterable[LimitRule], at_ms: int) -> Mapping[str, int]:
-    """Returns what was used of each rule, by id, from the beginning of its window up to now. Raises StorageError.
+    """Returns what was used of each rule that lasts, by id, from the beginning of its window up to now.
 
-    Days that are rolled up are read from there: whole days of UTC, as every window that lasts is made of.
+    Days that are rolled up are read from there: whole days of UTC, as every window that lasts is made of. Raises
+    StorageError.
     """
-    groups: dict[tuple[SubjectKind, Window], list[LimitRule]] = {}
+    return await _read(database, [rule for rule in rules if rule.lasts], at_ms)
+
+
+async def read_standing(database: Database, rules: Iterable[LimitRule], at_ms: int) -> Mapping[str, int]:
+    """Returns the same of rules by the minute, too: how limits stand by the rows that are written.
+
+    Calls under way are in no row, so `Measure.CONCURRENT` is not told. Raises StorageError.
+    """
+    return await _read(database, [rule for rule in rules if rule.measure is not Measure.CONCURRENT], at_ms)
+
+
+async def _read(database: Database, rules: Iterable[LimitRule], at_ms: int) -> Mapping[str, int]:
+    groups: dict[tuple[SubjectKind, Period], list[LimitRule]] = {}
     for rule in rules:
-        if rule.lasts:
-            groups.setdefault((rule.subject_kind, window(rule.period, at_ms)), []).append(rule)
+        groups.setdefault((rule.subject_kind, rule.period), []).append(rule)
     found: dict[str, int] = {}
     async with database.read() as connection:
-        for (kind, since), members in groups.items():
-            sums = await _sums(connection, database, kind, since.start_ms, members)
+        for (kind, period), members in groups.items():
+            sums = await _sums(connection, database, kind, period, window(period, at_ms).start_ms, members)
             for rule in members:
                 found[rule.id] = _of(rule, sums)
     return found
@@ -51,12 +63,21 @@ def _of(rule: LimitRule, sums: Mapping[str, Mapping[_Row, Sequence[int]]]) -> in
 
 
 async def _sums(
-    connection: AsyncConnection, database: Database, kind: SubjectKind, since_ms: int, rules: Sequence[LimitRule]
+    connection: AsyncConnection,
+    database: Database,
+    kind: SubjectKind,
+    period: Period,
+    since_ms: int,
+    rules: Sequence[LimitRule],
 ) -> Mapping[str, Mapping[_Row, Sequence[int]]]:
     """Returns (requests, tokens, cost) by subject, then by organisation, subject and model."""
     subjects = {rule.subject_id for rule in rules}
     found: dict[str, dict[_Row, list[int]]] = {}
-    for query in (_rolled_up(kind, since_ms, subjects), _not_yet(database, kind, since_ms, subjects)):
+    if period is Period.MINUTE:  # shorter than what is rolled up: from the rows alone
+        queries = [_grouped(usage, kind, subjects, None).where(usage.c.at_ms >= since_ms)]
+    else:
+        queries = [_rolled_up(kind, since_ms, subjects), _not_yet(database, kind, since_ms, subjects)]
+    for query in queries:
         for organisation, subject, model, *values in await connection.execute(query):
             row = found.setdefault(subject, {}).setdefault((organisation, subject, model), [0, 0, 0])
             for number, value in enumerate(values):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
+from passerelle.accounting.ledger import Ledger
 from passerelle.cli import key, limit, price
+from passerelle.domain.usage import Outcome, UsageRow, UsageSource
+from passerelle.storage.engine import open_database
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +67,64 @@ def test_limits_are_set_listed_and_removed() -> None:
     run(limit.app, "rm", shared["id"], "--everybody")
     run(limit.app, "rm", whole["id"], code=2)
     assert len(json.loads(run(limit.app, "list", "--json").stdout)) == 2
+
+
+def spend(home: Path, key_id: str, calls: int) -> None:
+    """Writes rows of calls of 15 tokens, each for 0.004, that a key made just now."""
+    now_ms = int(time.time() * 1000)
+    call = UsageRow(
+        id="",
+        at_ms=now_ms,
+        request_id="r",
+        organisation="default",
+        project="default",
+        user=None,
+        key_id=key_id,
+        model="m",
+        requested_model="m",
+        target="t",
+        operation="chat",
+        stream=False,
+        status=200,
+        outcome=Outcome.OK,
+        error_code=None,
+        prompt_tokens=10,
+        cached_tokens=0,
+        completion_tokens=5,
+        token_source=UsageSource.ENGINE,
+        attempts=1,
+        fallback_from=None,
+        queue_ms=0.0,
+        first_byte_ms=1.0,
+        total_ms=2.0,
+        cost_nano=4_000_000,
+    )
+
+    async def write() -> None:
+        database = open_database("sqlite", home)
+        ledger = Ledger(database)
+        for number in range(calls):
+            ledger.record(replace(call, id=f"call_{number}"))
+        await ledger.flush()
+        await database.aclose()
+
+    asyncio.run(write())
+
+
+def test_the_list_says_how_limits_stand(home: Path) -> None:
+    """What the rows say is used of each, what is left and until when; nothing of calls at once, which are in no row."""
+    run(key.app, "create", "--name", "ci")
+    whole = made("--cost", "0.01", "--per", "total")
+    made("--tokens", "100", "--per", "total", "--key", "ci")
+    made("--concurrent", "4", "--key", "ci")
+    made("--requests", "4", "--per", "day", "--key", "ci")
+    spend(home, json.loads(run(key.app, "list", "--json").stdout)[0]["id"], 3)
+    listed = json.loads(run(limit.app, "list", "--json").stdout)
+    assert [(each["used"], each["remaining"]) for each in listed[:3]] == [("0.012", "0"), (45, 55), (None, None)]
+    assert [each["resets_at_ms"] is None for each in listed] == [True, True, True, False]
+    table = run(limit.app, "list").stdout
+    row = next(line.split() for line in table.splitlines() if whole["id"] in line)
+    assert row[3:] == ["cost", "total", "0.01", "0.012", "0", "-", "all", "hard"]
 
 
 @pytest.mark.parametrize(

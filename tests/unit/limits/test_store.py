@@ -22,7 +22,7 @@ from passerelle.limits.limiter import Limiter
 from passerelle.limits.memory import MemoryCounters
 from passerelle.limits.price import Price, PriceTable, amount_text, parse_amount
 from passerelle.limits.rule import DAY_MS, LimitRule, Measure, Period, SubjectKind
-from passerelle.limits.spent import read_spent
+from passerelle.limits.spent import read_spent, read_standing
 from passerelle.limits.store import LimitStore, NewLimit, PriceStore
 from passerelle.storage.engine import Database, StorageError
 
@@ -300,6 +300,25 @@ async def test_what_was_spent_is_what_the_ledger_says(database: Database, rolled
     }
     found = await read_spent(database, expected, NOON_MS)
     assert {each.id: found[each.id] for each in expected} == {each.id: spent for each, spent in expected.items()}
+
+
+@pytest.mark.parametrize("rolled_up", [False, True])
+async def test_how_limits_stand_is_told_by_the_rows(database: Database, rolled_up: bool) -> None:
+    """Minutes too, which no roll-up knows: of the present one only, whether its rows are added up or not. What is under
+    way is in no row: nothing is said of calls at once."""
+    earlier = [row_with(CALL, at_ms=NOON_MS - 1), row_with(CALL, at_ms=NOON_MS - 60_000)]
+    await write(database, [CALL, row_with(CALL, at_ms=NOON_MS + 59_000, cost_nano=7), *earlier])
+    if rolled_up:
+        await Rollup(database).run()
+    expected = {
+        rule(SubjectKind.KEY, "key_1", Measure.REQUESTS, Period.MINUTE): 2,
+        rule(SubjectKind.USER, "u", Measure.COST, Period.MINUTE): 107,
+        rule(SubjectKind.KEY, "key_2", Measure.TOKENS, Period.MINUTE): 0,
+        rule(SubjectKind.KEY, "key_1", Measure.REQUESTS, Period.DAY): 4,
+    }
+    under_way = rule(SubjectKind.KEY, "key_1", Measure.CONCURRENT, Period.NONE)
+    found = await read_standing(database, [*expected, under_way], NOON_MS + 59_500)
+    assert found == {each.id: spent for each, spent in expected.items()}
 
 
 async def test_a_budget_begins_with_what_was_spent(keeper: BookKeeper, store: LimitStore, database: Database) -> None:

@@ -6,6 +6,7 @@ among projects, users, keys and models. With ``?organisation=*`` the operator li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -123,7 +124,7 @@ class LimitsFace:
         self._repeats = repeats
 
     async def list(self, context: Context) -> None:
-        """``GET /admin/limits``."""
+        """``GET /admin/limits``: with what is used of each now."""
         parameters = query(context, *_QUERY)
         asked = page(parameters, int, str)
         kind = parameters.get("subject_kind")
@@ -137,15 +138,17 @@ class LimitsFace:
             subject_id=parameters.get("subject_id"),
         )
         shown = listed(found, asked, _place)
-        await respond(
-            context, Listed([LimitAnswer(**_fields(each)) for each in shown.data], shown.has_more, shown.next)
-        )
+        standings = await self._standings([each.rule for each in shown.data])
+        answers = [
+            LimitStanding(**_fields(each), **standing) for each, standing in zip(shown.data, standings, strict=True)
+        ]
+        await respond(context, Listed(answers, shown.has_more, shown.next))
 
     async def show(self, context: Context) -> None:
         """``GET /admin/limits/{limit}``: with what is used of it now."""
         found = await self._store(context, query(context, "organisation")).get(context.parameters["limit"])
-        fields = _fields(found) | await self._standing(found.rule)
-        await respond(context, LimitStanding(**fields), version=found.version)
+        (standing,) = await self._standings([found.rule])
+        await respond(context, LimitStanding(**_fields(found), **standing), version=found.version)
 
     async def create(self, context: Context) -> None:
         """``POST /admin/limits``."""
@@ -198,7 +201,8 @@ class LimitsFace:
         """``GET /admin/me/limits``: what limits the caller, and how it stands."""
         query(context)
         rules = self._keeper.rules_of(context.caller)
-        found = [OwnLimit(**_shape(rule), **await self._standing(rule)) for rule in rules]
+        standings = await self._standings(rules)
+        found = [OwnLimit(**_shape(rule), **standing) for rule, standing in zip(rules, standings, strict=True)]
         await respond(context, Listed(found, False, None))
 
     def _store(self, context: Context, parameters: dict[str, str]) -> LimitStore:
@@ -210,14 +214,17 @@ class LimitsFace:
         _may_set(context.caller, rule.subject_kind)
         return rule
 
-    async def _standing(self, rule: LimitRule) -> dict[str, Any]:
-        used, window = await self._keeper.limiter.standing(rule)
-        return {
-            "used": _value(rule, used.settled),
-            "held": _value(rule, used.held),
-            "remaining": _value(rule, max(0, rule.value - used.settled - used.held)),
-            "resets_at": moment(window.end_ms),
-        }
+    async def _standings(self, rules: Sequence[LimitRule]) -> Sequence[dict[str, Any]]:
+        """Returns the fields that tell how limits stand, asked all at once."""
+        return [
+            {
+                "used": _value(rule, used.settled),
+                "held": _value(rule, used.held),
+                "remaining": _value(rule, max(0, rule.value - used.settled - used.held)),
+                "resets_at": moment(window.end_ms),
+            }
+            for rule, (used, window) in zip(rules, await self._keeper.limiter.standings(rules), strict=True)
+        ]
 
 
 def _may_set(caller: Principal, kind: SubjectKind) -> None:
@@ -277,7 +284,7 @@ def _place(limit: Limit) -> Cursor:
 _TAG = "Limits"
 _PATH = "/admin/limits"
 _ONE = f"{_PATH}/{{limit}}"
-_LIST = Listed[LimitAnswer]
+_LIST = Listed[LimitStanding]
 _OWN = Listed[OwnLimit]
 _SEE, _SET = Scope.LIMITS_READ, Scope.LIMITS_WRITE
 _SUBJECT = (
@@ -287,7 +294,7 @@ _SUBJECT = (
 
 LIMITS = (
     Described(
-        *("GET", _PATH, _TAG, "listLimits", "List limits and budgets", _SEE, _LIST),
+        *("GET", _PATH, _TAG, "listLimits", "List limits and budgets, and what is used of each", _SEE, _LIST),
         parameters=(LIMIT, AFTER, ORGANISATION, *_SUBJECT),
     ),
     Described(
