@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.harness.cpu import within_cpu
 
 from passerelle.accounting.ledger import BATCH_ROWS, Ledger
 from passerelle.domain.ids import new_id
@@ -266,10 +266,12 @@ async def test_recording_is_cheap(database: Database) -> None:
     """A record is an append: far below 20 microseconds even here."""
     ledger = Ledger(database)
     one = row()
-    begun_s = time.perf_counter()
-    for _ in range(20_000):
-        ledger.record(one)
-    assert (time.perf_counter() - begun_s) / 20_000 < 20e-6
+
+    def record() -> None:
+        for _ in range(20_000):
+            ledger.record(one)
+
+    within_cpu(20_000 * 20e-6, record, tries=3)
     await ledger.aclose()
     async with database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(usage))).scalar() == 1

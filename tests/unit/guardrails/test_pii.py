@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.harness.cpu import within_cpu
 
 from passerelle.guardrails.pii import ENTITIES, find_pii, is_iban, is_luhn, is_nir
 
@@ -151,6 +151,4 @@ def test_check_digits() -> None:
 def test_hostile_texts_take_linear_time(text: str) -> None:
     """A text made to look like the beginning of everything costs a few microseconds a character."""
     long = text * (20_000 // len(text))
-    began = time.process_time()
-    masked(long)
-    assert time.process_time() - began < 4.0
+    within_cpu(4, lambda: masked(long))
