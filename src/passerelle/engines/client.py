@@ -28,7 +28,7 @@ from passerelle.engines.transport import Answer, Origin, Pool, Transport
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_AFTER_S = 3600.0
-_ERROR_BODY_S = 1.0
+ERROR_BODY_S = 1.0
 _MAX_ROUTES = 4096
 
 _T = TypeVar("_T")
@@ -90,17 +90,17 @@ class HttpClient:
             if len(self._routes) >= _MAX_ROUTES:  # reloads leave old targets behind
                 self._routes.clear()
             origin = Origin.of(target.url, ca_file=str(ca_file) if ca_file is not None else None)
-            route = _Route(self._transport.pool(origin), _head(method, path, origin, target))
+            route = _Route(self._transport.pool(origin), request_head(method, target.url, path, origin, target.api_key))
             self._routes[key] = route
         return route
 
     async def _failure(self, answer: Answer) -> EngineError:
         status = answer.status
         if status in (400, 413, 422):
-            message = self._explain(await _error_body(answer))
+            message = self._explain(await error_body(answer))
             return EngineRejected(f"the server answered {status}", status=status, message=message)
         retry_after_s = retry_after(answer.retry_after)
-        answer.discard(MAX_ERROR_BYTES, _ERROR_BODY_S)
+        answer.discard(MAX_ERROR_BYTES, ERROR_BODY_S)
         if status in (429, 503):
             why = f"the server is busy ({status})"
             return EngineRefused(why, status=status, busy=True, retry_after_s=retry_after_s)
@@ -134,8 +134,9 @@ def retry_after(value: bytes | None) -> float | None:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S) if isfinite(seconds) else None
 
 
-def _head(method: str, path: str, origin: Origin, target: Target) -> bytes:
-    prefix = target.url.partition("://")[2].partition("/")[2]
+def request_head(method: str, base: str, path: str, origin: Origin, api_key: str | None) -> bytes:
+    """Returns the lines of a request to ``base`` + ``path`` that each one repeats. Raises EngineRefused."""
+    prefix = base.partition("://")[2].partition("/")[2]
     full_path = f"/{prefix}{path}" if prefix else path
     lines = [
         f"{method} {full_path} HTTP/1.1",
@@ -147,16 +148,17 @@ def _head(method: str, path: str, origin: Origin, target: Target) -> bytes:
     ]
     if method == "POST":
         lines.append("content-type: application/json")
-    if target.api_key is not None:
-        lines.append(f"authorization: Bearer {target.api_key}")
+    if api_key is not None:
+        lines.append(f"authorization: Bearer {api_key}")
     if not all(line.isascii() and line.isprintable() for line in lines) or " " in full_path:
         raise EngineRefused("the target's url or api_key holds characters that HTTP cannot carry")
     return ("\r\n".join(lines) + "\r\n").encode("ascii")
 
 
-async def _error_body(answer: Answer) -> bytes:
+async def error_body(answer: Answer) -> bytes:
+    """Returns what an answer that reports an error says, empty when it does not come in time."""
     try:
-        async with asyncio.timeout(_ERROR_BODY_S):
+        async with asyncio.timeout(ERROR_BODY_S):
             return await answer.read(MAX_ERROR_BYTES)
     except (EngineBroke, TimeoutError):
         return b""

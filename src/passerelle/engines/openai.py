@@ -15,12 +15,9 @@ What the server's status means to the gateway is decided here and nowhere else:
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from math import inf, isfinite
-from typing import TypeVar
+from math import inf
 
 import msgspec
 
@@ -35,18 +32,22 @@ from passerelle.engines.base import (
     Readiness,
     Reply,
 )
+from passerelle.engines.client import (
+    ERROR_BODY_S,
+    MAX_DOCUMENT_BYTES,
+    MAX_ERROR_BYTES,
+    decoded,
+    error_body,
+    request_head,
+    retry_after,
+)
 from passerelle.engines.rejection import read_rejection
 from passerelle.engines.tokenizers import ServerKind, Tokenizer
 from passerelle.engines.transport import Answer, Origin, Pool, Transport
 
-MAX_ERROR_BYTES = 64 * 1024
-MAX_RETRY_AFTER_S = 3600.0
-_MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 _MAX_ROUTES = 4096
-_ERROR_BODY_S = 1.0
 _DESCRIBE_EVERY_S = 60.0
 
-_T = TypeVar("_T")
 _PATHS = {
     Operation.CHAT: "/chat/completions",
     Operation.COMPLETION: "/completions",
@@ -184,7 +185,7 @@ class OpenAIEngine:
 
         async def post(path: str, document: bytes) -> bytes:
             answer = await self._post(target, root, path, document, request_id, until - time.monotonic())
-            return await answer.read(_MAX_DOCUMENT_BYTES)
+            return await answer.read(MAX_DOCUMENT_BYTES)
 
         return Tokenizer(target.model, kind, post)
 
@@ -206,7 +207,7 @@ class OpenAIEngine:
         answer = await self._transport.request(
             route.pool, route.get(), timeouts=target.timeouts, timeout_s=until - time.monotonic()
         )
-        return answer.status, await answer.read(_MAX_DOCUMENT_BYTES), answer.retry_after
+        return answer.status, await answer.read(MAX_DOCUMENT_BYTES), answer.retry_after
 
     def _route(self, target: Target, base: str, path: str, method: str) -> _Route:
         ca_file = target.options.get("ca_file")
@@ -216,7 +217,7 @@ class OpenAIEngine:
             if len(self._routes) >= _MAX_ROUTES:  # reloads leave old targets behind
                 self._routes.clear()
             origin = Origin.of(base, ca_file=str(ca_file) if ca_file is not None else None)
-            head = _head(method, base, path, origin, target.api_key)
+            head = request_head(method, base, path, origin, target.api_key)
             route = self._routes[key] = _Route(self._transport.pool(origin), head)
         return route
 
@@ -249,7 +250,7 @@ class OpenAIEngine:
             raise EngineBroke("the server refuses the target's api_key", status=status)
         entries: list[_ModelEntry] = []
         if 200 <= status < 300:
-            entries = _decoded(_ModelList, body).data
+            entries = decoded(_ModelList, body).data
         elif status not in (404, 405, 501):
             raise EngineBroke(f"the models route answered {status}", status=status)
         models = tuple(entry.id for entry in entries)
@@ -288,38 +289,18 @@ class OpenAIEngine:
         status, body, _ = await self._get(target, _root(target.url), "/props", until)
         if status != 200 or not _matches(_Props, body):
             return None
-        return _decoded(_Props, body).default_generation_settings.n_ctx
+        return decoded(_Props, body).default_generation_settings.n_ctx
 
 
 def _root(url: str) -> str:
     return url.removesuffix("/v1")
 
 
-def _head(method: str, base: str, path: str, origin: Origin, api_key: str | None) -> bytes:
-    prefix = base.partition("://")[2].partition("/")[2]
-    full_path = f"/{prefix}{path}" if prefix else path
-    lines = [
-        f"{method} {full_path} HTTP/1.1",
-        f"host: {origin.authority}",
-        "user-agent: passerelle",
-        "accept: */*",
-        "accept-encoding: identity",
-        "connection: keep-alive",
-    ]
-    if method == "POST":
-        lines.append("content-type: application/json")
-    if api_key is not None:
-        lines.append(f"authorization: Bearer {api_key}")
-    if not all(line.isascii() and line.isprintable() for line in lines) or " " in full_path:
-        raise EngineRefused("the target's url or api_key holds characters that HTTP cannot carry")
-    return ("\r\n".join(lines) + "\r\n").encode("ascii")
-
-
 async def _failure(answer: Answer, target: Target) -> EngineError:
     """Returns the error that an answer other than 2xx stands for; see the table at the top."""
     status = answer.status
     if 400 <= status < 500 and status not in (401, 403, 404, 405, 407, 408, 429):
-        rejection = read_rejection(await _error_body(answer), secret=target.api_key)
+        rejection = read_rejection(await error_body(answer), secret=target.api_key)
         return EngineRejected(
             f"the server answered {status}",
             status=status,
@@ -327,8 +308,8 @@ async def _failure(answer: Answer, target: Target) -> EngineError:
             code=rejection.code,
             param=rejection.param,
         )
-    retry_after_s = _retry_after(answer.retry_after)
-    answer.discard(MAX_ERROR_BYTES, _ERROR_BODY_S)
+    retry_after_s = retry_after(answer.retry_after)
+    answer.discard(MAX_ERROR_BYTES, ERROR_BODY_S)
     if status in (429, 503):
         return EngineRefused(f"the server is busy ({status})", status=status, busy=True, retry_after_s=retry_after_s)
     if status == 501:
@@ -341,38 +322,6 @@ async def _failure(answer: Answer, target: Target) -> EngineError:
     if 300 <= status < 400:
         return EngineBroke("the server redirects; the target's url must be the final one", status=status)
     return EngineBroke(f"the server answered {status}", status=status)
-
-
-async def _error_body(answer: Answer) -> bytes:
-    try:
-        async with asyncio.timeout(_ERROR_BODY_S):
-            return await answer.read(MAX_ERROR_BYTES)
-    except (EngineBroke, TimeoutError):
-        return b""
-
-
-def _retry_after(value: bytes | None) -> float | None:
-    """Reads Retry-After, seconds or a date (RFC 9110, 10.2.3); between 0 and an hour, None when it is neither."""
-    if value is None:
-        return None
-    text = value.decode("latin-1").strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    if not isfinite(seconds):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
-
-
-def _decoded(kind: type[_T], body: bytes) -> _T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise EngineBroke("the server's answer is not JSON of the expected shape") from None
 
 
 def _matches(kind: type[msgspec.Struct], body: bytes) -> bool:
