@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
+from tests.harness.cpu import within_cpu
 from tests.unit.services.test_manifest import README
 
 from passerelle.services.folder import (
@@ -321,16 +321,16 @@ def test_a_thousand_services_reload_within_a_second(folder: Folder) -> None:
     for number in range(1000):
         folder.write(f"s{number}.yaml", README.replace("summarize", f"s{number}"))
         folder.prompt(f"s{number}-en.txt", "Summarise this.\n" * 30 + "{}\n{}\n")
-    began = time.process_time()
-    assert len(folder.read()) == 1000
-    first_s = time.process_time() - began
+
+    def read() -> dict[str, str]:
+        folder.loader, folder.catalog = ServiceLoader(ServiceFolders(folder.services, folder.prompts), {}), empty
+        return folder.read()
+
+    empty = folder.catalog
+    assert len(within_cpu(2, read)) == 1000  # half a second on a quiet machine
     folder.write("s7.yaml", README.replace("summarize", "s7").replace("0.2", "0.25"))
-    began = time.process_time()
-    folder.read()
-    again_s = time.process_time() - began
+    within_cpu(1, folder.read)
     assert folder.catalog.services["s7/en"].flavors[0].temperature == 0.25
-    assert first_s < 2.0  # half a second on a quiet machine
-    assert again_s < 1.0
 
 
 def test_a_swap_counts_generations_and_tells() -> None:
