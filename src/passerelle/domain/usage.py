@@ -14,7 +14,8 @@ class UsageSource(StrEnum):
     ENGINE = "engine"
     """The engine reported them."""
     RELAYED = "relayed"
-    """The stream ended early: completion tokens are the events we relayed, prompt tokens our count or estimate."""
+    """The stream ended early, or its server tells no tokens: completion tokens are the pieces of text that came, prompt
+    tokens our count or estimate."""
     NONE = "none"
     """Nothing ran."""
 

@@ -73,6 +73,10 @@ class Reply(Protocol):
     content_type: bytes
     connect_s: float
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces of text a translated answer came in so far; 0 where the server's own bytes pass."""
+
     async def first(self) -> None:
         """Waits until the first byte of the body is here, or the body ended empty. Raises EngineBroke."""
 

@@ -5,7 +5,8 @@ What the server's status means to the gateway is decided here and nowhere else:
     2xx                 a Reply, if it has the content type that was asked for
     3xx                 EngineBroke: redirects are not followed
     401, 403, 407       EngineBroke: it is our key that is wrong, not the caller's
-    404, 405            EngineBroke: the target does not know the model or the route
+    404, 405            EngineBroke: the target does not know the model, or has no route for chats; EngineRejected where
+                        the route of another operation is missing: the server is well and does not offer it
     408                 EngineBroke
     429, 503            EngineRefused, busy, with Retry-After
     other 4xx           EngineRejected, with the message when it has a known shape (`passerelle.engines.rejection`)
@@ -132,7 +133,8 @@ class OpenAIEngine:
         if path is None:
             return await self._tokenizer(target, request_id, timeout_s).answer(request)
         body = request.render(target.model, include_usage=True)
-        answer = await self._post(target, target.url, path, body, request_id, timeout_s)
+        chat = request.operation is Operation.CHAT
+        answer = await self._post(target, target.url, path, body, request_id, timeout_s, optional=not chat)
         content_type = answer.content_type.lower()
         if request.stream:
             if not content_type.startswith(b"text/event-stream"):
@@ -192,15 +194,24 @@ class OpenAIEngine:
     # One request.
 
     async def _post(
-        self, target: Target, base: str, path: str, body: bytes, request_id: str, timeout_s: float
+        self,
+        target: Target,
+        base: str,
+        path: str,
+        body: bytes,
+        request_id: str,
+        timeout_s: float,
+        *,
+        optional: bool = False,
     ) -> Answer:
+        """Returns a 2xx answer. ``optional``: the server may be well without this route. Raises EngineError."""
         route = self._route(target, base, path, "POST")
         answer = await self._transport.request(
             route.pool, route.post(body, request_id), timeouts=target.timeouts, timeout_s=timeout_s
         )
         if 200 <= answer.status < 300:
             return answer
-        raise await _failure(answer, target)
+        raise await _failure(answer, target, optional=optional)
 
     async def _get(self, target: Target, base: str, path: str, until: float) -> tuple[int, bytes, bytes | None]:
         route = self._route(target, base, path, "GET")
@@ -296,9 +307,14 @@ def _root(url: str) -> str:
     return url.removesuffix("/v1")
 
 
-async def _failure(answer: Answer, target: Target) -> EngineError:
+async def _failure(answer: Answer, target: Target, *, optional: bool) -> EngineError:
     """Returns the error that an answer other than 2xx stands for; see the table at the top."""
     status = answer.status
+    if optional and status in (404, 405):
+        told = read_rejection(await error_body(answer)).message or ""
+        if "model" in told.lower():
+            return EngineBroke("the target does not know the model", status=status)
+        return _not_offered(status)
     if 400 <= status < 500 and status not in (401, 403, 404, 405, 407, 408, 429):
         rejection = read_rejection(await error_body(answer), secret=target.api_key)
         return EngineRejected(
@@ -313,8 +329,7 @@ async def _failure(answer: Answer, target: Target) -> EngineError:
     if status in (429, 503):
         return EngineRefused(f"the server is busy ({status})", status=status, busy=True, retry_after_s=retry_after_s)
     if status == 501:
-        message = "The server of this model does not offer this operation."
-        return EngineRejected("the server does not offer this operation", status=status, message=message)
+        return _not_offered(status)
     if status in (401, 403, 407):
         return EngineBroke("the server refuses the target's api_key", status=status)
     if status in (404, 405):
@@ -322,6 +337,11 @@ async def _failure(answer: Answer, target: Target) -> EngineError:
     if 300 <= status < 400:
         return EngineBroke("the server redirects; the target's url must be the final one", status=status)
     return EngineBroke(f"the server answered {status}", status=status)
+
+
+def _not_offered(status: int) -> EngineRejected:
+    message = "The server of this model does not offer this operation."
+    return EngineRejected("the server does not offer this operation", status=status, message=message)
 
 
 def _matches(kind: type[msgspec.Struct], body: bytes) -> bool:

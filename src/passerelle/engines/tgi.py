@@ -179,6 +179,7 @@ class _Reader:
 
     def __init__(self, writer: AnswerWriter, generation: Generation, *, stream: bool) -> None:
         self.stream = stream
+        self.pieces = 0
         self._writer = writer
         self._with_logprobs = bool(generation.logprobs)
         self._holder = StopHolder(generation.stops)
@@ -228,6 +229,7 @@ class _Reader:
     def _say(self, text: str, logprobs: list[TokenLogprob]) -> bytes:
         if not text:
             return b""
+        self.pieces += 1
         if self.stream:
             return self._writer.text(text, logprobs=logprobs)
         self._choice.text += text

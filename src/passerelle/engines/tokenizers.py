@@ -44,6 +44,11 @@ class Document:
         self.content_type = b"application/json"
         self.connect_s = 0.0
 
+    @property
+    def pieces(self) -> int:
+        """It holds no text of a model."""
+        return 0
+
     async def first(self) -> None:
         """Returns at once."""
 

@@ -14,6 +14,8 @@ class Reader(Protocol):
 
     stream: bool
     """Whether the caller gets events, or one document at the end."""
+    pieces: int
+    """How many pieces of text came so far: about as many as tokens, for servers that tell none."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Takes bytes as they arrived; returns the events they make, nothing when the answer is one document."""
@@ -38,6 +40,11 @@ class TranslatedReply:
         self.status = 200
         self.content_type = b"text/event-stream" if reader.stream else b"application/json"
         self.connect_s = answer.connect_s
+
+    @property
+    def pieces(self) -> int:
+        """As `Reply.pieces`."""
+        return self._reader.pieces
 
     async def first(self) -> None:
         """Waits for the server's first byte. Raises EngineBroke."""

@@ -184,6 +184,11 @@ class Answer:
         if self._connection is not None and not self._choked:
             self._connection.let_go()
 
+    @property
+    def pieces(self) -> int:
+        """None are counted: the server's own bytes pass."""
+        return 0
+
     def abort(self) -> None:
         """Closes the connection at once if the body has not ended."""
         if self._connection is not None:

@@ -7,7 +7,8 @@ Which backend a model has is read from the names of its inputs:
     TensorRT-LLM   text_input, max_tokens, stop_words, bad_words, temperature, top_k, top_p, random_seed,
     (ensemble)     repetition_penalty, presence_penalty, frequency_penalty, stream  ->  text_output
 
-Only inputs the model declares are sent, so old and new releases of both work. vLLM's backend before
+Only inputs the model declares are sent, so old and new releases of both work; a sampling field without one is named in
+the answer's ``x-passerelle-dropped-fields``. vLLM's backend before
 ``exclude_input_in_output`` answers with the whole text so far, the prompt in front; the others send pieces.
 
 Every request is a gRPC stream of its own on one connection for each server: answers cannot mix, and ending the stream
@@ -37,7 +38,7 @@ from passerelle.engines.base import (
     Readiness,
     Reply,
 )
-from passerelle.engines.generation import Generation, read_generation
+from passerelle.engines.generation import Generation, read_generation, refused
 from passerelle.engines.rejection import scrub
 from passerelle.engines.templates import render
 from passerelle.engines.wire import DONE, AnswerWriter, Choice, StopHolder
@@ -66,6 +67,7 @@ _TRT_SAMPLING = {
     "repetition_penalty": "repetition_penalty",
     "min_tokens": "min_length",
 }
+_TRT_WITHOUT = ("min_p", "ignore_eos", "stop_token_ids")
 _DEFAULT_TOKENS = 256
 """vLLM's backend makes 16 when it is not told, TensorRT-LLM's refuses."""
 _NUMPY = {
@@ -118,6 +120,7 @@ class TritonEngine:
                 client = self._client(target)
                 model = await self._model(client, target)
                 inputs = _inputs(grpc, model, prompt, generation)
+                request.dropped += tuple(name for name in _unheard(model, generation) if name not in request.dropped)
                 stream = client.stream_infer(_one(target.model, inputs, request_id))
                 answers = _Answers(stream, grpc)
                 first = await answers.next()
@@ -268,6 +271,7 @@ class _Reader:
         self, writer: AnswerWriter, model: _Model, prompt: str, generation: Generation, *, stream: bool
     ) -> None:
         self.stream = stream
+        self.pieces = 0
         self._writer = writer
         self._sums = model.repeats_prompt
         self._seen = prompt if model.repeats_prompt else ""
@@ -309,6 +313,7 @@ class _Reader:
     def _say(self, text: str) -> bytes:
         if not text:
             return b""
+        self.pieces += 1
         if self.stream:
             return self._writer.text(text)
         self._choice.text += text
@@ -329,6 +334,11 @@ class _TritonReply:
         self.status = 200
         self.content_type = b"text/event-stream" if reader.stream else b"application/json"
         self.connect_s = 0.0
+
+    @property
+    def pieces(self) -> int:
+        """As `Reply.pieces`."""
+        return self._reader.pieces
 
     async def first(self) -> None:
         """Returns at once: the first answer is here."""
@@ -409,6 +419,20 @@ def _inputs(grpc: Any, model: _Model, prompt: str, generation: Generation) -> li
         if generation.stops:
             values["stop_words"] = generation.stops
     return [_tensor(grpc, model, name, value) for name, value in values.items() if name in model.inputs]
+
+
+def _unheard(model: _Model, generation: Generation) -> list[str]:
+    """Returns the fields that were given and that the model has no input for, to be named as left out.
+
+    Raises EngineRejected for those whose absence would make another answer of it than the one that was asked for.
+    """
+    if model.is_vllm:
+        return []
+    for name in _TRT_WITHOUT:
+        if getattr(generation, name):
+            raise refused(name, "cannot follow it")
+    given = [(ours, theirs) for ours, theirs in _TRT_SAMPLING.items() if getattr(generation, ours) is not None]
+    return [ours for ours, theirs in given if theirs not in model.inputs]
 
 
 def _tensor(grpc: Any, model: _Model, name: str, value: object) -> Any:

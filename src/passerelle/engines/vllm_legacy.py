@@ -100,6 +100,7 @@ class _Reader:
 
     def __init__(self, writer: AnswerWriter, prompt: str, generation: Generation, *, stream: bool) -> None:
         self.stream = stream
+        self.pieces = 0
         self._writer = writer
         self._prompt = prompt
         self._holder = StopHolder(generation.stops)
@@ -157,6 +158,7 @@ class _Reader:
     def _say(self, text: str) -> bytes:
         if not text:
             return b""
+        self.pieces += 1
         if self.stream:
             return self._writer.text(text)
         self._choice.text += text

@@ -106,6 +106,9 @@ async def read_document(call: Call, reply: Reply) -> bytes:
         raise EngineBroke("the answer holds no result")
     if document.usage is not None:
         _take(document.usage, call.usage)
+    elif reply.pieces:
+        # The server tells no tokens: what it wrote is counted all the same, or limits would not see it.
+        call.usage.completion_tokens, call.usage.source = reply.pieces, UsageSource.RELAYED
     rename = renaming(call)
     return body if rename is None else rename(body)
 

@@ -51,6 +51,7 @@ class Answer:
 
     def __init__(self, *pieces: bytes, breaks: bool = False, stalls: bool = False) -> None:
         self.status, self.content_type, self.connect_s = 200, b"application/json", 0.0
+        self.pieces = 0
         self.pieces, self.breaks, self.stalls = pieces, breaks, stalls
 
     async def first(self) -> None:

@@ -53,6 +53,7 @@ class Script:
     status = 200
     content_type = b"text/event-stream"
     connect_s = 0.0
+    pieces = 0
 
     def __init__(self, chunks: list[bytes], *, broken: bool = False) -> None:
         self.chunks = chunks
