@@ -73,6 +73,7 @@ from passerelle.faces.services.model import ServiceModels
 from passerelle.faces.services.sockets import LintoSockets
 from passerelle.faces.sockets import Origins, Presence
 from passerelle.faces.tgi.endpoints import TgiFace
+from passerelle.faces.triton.endpoints import TritonFace
 from passerelle.files.expiry import Expiry
 from passerelle.files.store import FileRules, FileStore
 from passerelle.gateway.admit import Admission, AdmissionRules
@@ -301,6 +302,9 @@ class Passerelle:
             name=settings.opea.name,
             openai_chunks=settings.opea.stream_format == "openai",
         )
+        health = HealthFace(
+            self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
+        )
         repeats, changed = Repeats(IdempotentAnswers(self.database)), self.authenticator.catch_up
         table = RouteTable(
             routes(
@@ -312,9 +316,8 @@ class Passerelle:
                     opea=opea,
                     rerank=RerankFace(calls, self.catalog),
                     tgi=TgiFace(calls, self.catalog, self.windows.of),
-                    health=HealthFace(
-                        self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
-                    ),
+                    triton=TritonFace(calls, self.catalog, health.is_ready),
+                    health=health,
                     router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, seat),
                     usage=UsageFace(self.database),
                     me=MeFace(),

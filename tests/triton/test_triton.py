@@ -32,9 +32,10 @@ def direct(server: Triton, prompt: str, tokens: int) -> str:
     with triton_grpc.InferenceServerClient(server.url.removeprefix("grpc://")) as client:
         inputs = []
         sampling = json.dumps({"max_tokens": tokens}).encode()
-        for name, value in (("text_input", prompt.encode()), ("sampling_parameters", sampling)):
-            tensor = triton_grpc.InferInput(name, [1], "BYTES")
-            tensor.set_data_from_numpy(numpy.array([value], dtype=numpy.object_))
+        for name, value in (("text_input", prompt.encode()), ("sampling_parameters", sampling), ("stream", True)):
+            kind, dtype = ("BOOL", numpy.bool_) if value is True else ("BYTES", numpy.object_)
+            tensor = triton_grpc.InferInput(name, [1], kind)
+            tensor.set_data_from_numpy(numpy.array([value], dtype=dtype))
             inputs.append(tensor)
         client.start_stream(lambda result, error: pieces.append(result.as_numpy("text_output")[0].decode()))
         client.async_stream_infer("phi3", inputs)

@@ -32,6 +32,7 @@ from passerelle.faces.rerank.described import RERANK
 from passerelle.faces.responses.described import RESPONSES
 from passerelle.faces.services.described import SERVICES
 from passerelle.faces.tgi.described import TGI
+from passerelle.faces.triton.described import TRITON
 
 
 class Health(msgspec.Struct, forbid_unknown_fields=True):
@@ -176,6 +177,7 @@ DESCRIBED: tuple[Described, ...] = (
     *ANTHROPIC,
     *OPEA,
     *TGI,
+    *TRITON,
     *SERVICES,
     *JOBS,
     *RERANK,

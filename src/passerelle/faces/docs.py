@@ -58,6 +58,7 @@ _TAGS = [
     {"name": "OPEA", "description": "What OPEA's clients call beside `/v1/chat/completions` with `query`."},
     {"name": "Rerank", "description": "Ranking documents and scoring pairs of texts."},
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},
+    {"name": "Triton", "description": "What Triton's HTTP clients call, for models that write text."},
     {"name": "Services", "description": "Long documents: from a text to a result, as jobs."},
     {"name": "Jobs", "description": "Work that outlives its request: follow, stop and repeat it, take its result."},
     {"name": "LinTO", "description": "What clients of LinTO's LLM Gateway call. Needs the scope `services`."},

@@ -62,6 +62,10 @@ class HealthFace:
         why = "draining" if self._draining() else ("ready" if ready else "starting")
         await respond_json(context, {"status": why, "models": models}, status=200 if ready else 503)
 
+    def is_ready(self, model: str) -> bool:
+        """Whether a server of this model was seen ready and is not down."""
+        return bool(self._model(model)["ready"])
+
     def _loaded_here(self) -> list[str]:
         """The models that run on this machine."""
         models = self._catalog.current.models.values()

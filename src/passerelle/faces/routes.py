@@ -38,6 +38,8 @@ from passerelle.faces.services.linto import LintoFace
 from passerelle.faces.services.sockets import LintoSockets
 from passerelle.faces.tgi import answers as tgi_answers
 from passerelle.faces.tgi.endpoints import TgiFace
+from passerelle.faces.triton import answers as triton_answers
+from passerelle.faces.triton.endpoints import TritonFace
 
 _DATA_PLANE = ("chat/completions", "completions", "embeddings", "tokenize", "detokenize")
 
@@ -50,6 +52,7 @@ class Faces:
     anthropic: AnthropicFace
     opea: OpeaFace
     tgi: TgiFace
+    triton: TritonFace
     rerank: RerankFace
     health: HealthFace
     router: RouterFace
@@ -98,6 +101,7 @@ def routes(faces: Faces, docs_path: str = "/docs") -> list[Route]:
         *_jobs(faces),
         *_kept(faces),
         *_prompts(faces),
+        *_triton(faces),
     ]
     for prefix in ("/v1", ""):
         table += [
@@ -251,6 +255,27 @@ def _prompts(faces: Faces) -> list[Route]:
         Route("POST", f"{one}/restore", do, prompts.restore),
         Route("POST", f"{one}/render", use, prompts.render),
     ]
+
+
+def _triton(faces: Faces) -> list[Route]:
+    """The KServe v2 protocol and Triton's generate extension, with their envelope of errors."""
+    triton, do, render = faces.triton, Scope.INFERENCE, triton_answers.render_error
+    table = [
+        Route("GET", "/v2", do, triton.server, render),
+        Route("GET", "/v2/health/live", None, faces.health.health),
+        Route("GET", "/v2/health/ready", None, faces.health.ready),
+        Route("POST", "/v2/repository/index", do, triton.index, render),
+    ]
+    # A model's name may hold slashes, so the longer patterns come first.
+    for model in ("/v2/models/{model:path}/versions/{version}", "/v2/models/{model:path}"):
+        table += [
+            Route("POST", f"{model}/infer", do, triton.infer, render),
+            Route("POST", f"{model}/generate", do, triton.generate, render),
+            Route("POST", f"{model}/generate_stream", do, triton.generate_stream, render),
+            Route("GET", f"{model}/ready", do, triton.model_ready, render),
+            Route("GET", model, do, triton.model, render),
+        ]
+    return table
 
 
 def _jobs(faces: Faces) -> list[Route]:
