@@ -16,6 +16,7 @@ from passerelle.edge.acceptor import Acceptor
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.protocol import DirectPath, EdgeProtocol
 from passerelle.edge.socket import MAX_MESSAGE_BYTES
+from passerelle.edge.websocket import EdgeWebSocket
 
 BACKLOG = 4096
 _FORCED_S = 2.0
@@ -70,7 +71,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             application,
             http=protocol,
-            ws="websockets-sansio",
+            ws=EdgeWebSocket,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_ping_interval=20.0,
             ws_ping_timeout=20.0,
