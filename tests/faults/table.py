@@ -101,6 +101,19 @@ ROWS = (
     Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
     # F. Websockets
     Row("F1", "no ticket, a stale, used or foreign one, another origin", "handshakes", "403 before the handshake"),
+    Row(
+        "F2",
+        "slow or silent reader of a chatty job",
+        "small window",
+        "bounded backlog; progress coalesced; end kept; 1013",
+    ),
+    Row("F4", "hostile frames", "sizes, fragments, pings, no UTF-8", "1009, 1008, 1007, 1002"),
+    Row(
+        "F5",
+        "thousands of sockets on one job",
+        "real connections",
+        "each event once, in order; one reader of the database",
+    ),
     Row("F6", "server restarts", "SIGTERM", "1012; the client goes on after the last number it saw"),
     # G. Hot reload of services
     Row("G1", "broken manifest or prompt", "corpus", "the last good one serves; file and line are told; metric"),
