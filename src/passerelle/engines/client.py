@@ -23,6 +23,7 @@ import msgspec
 
 from passerelle.domain.model import Target
 from passerelle.engines.base import EngineBroke, EngineError, EngineRefused, EngineRejected
+from passerelle.engines.rejection import overflow_code
 from passerelle.engines.transport import Answer, Origin, Pool, Transport
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
@@ -98,7 +99,8 @@ class HttpClient:
         status = answer.status
         if status in (400, 413, 422):
             message = self._explain(await error_body(answer))
-            return EngineRejected(f"the server answered {status}", status=status, message=message)
+            why = f"the server answered {status}"
+            return EngineRejected(why, status=status, message=message, code=overflow_code(message))
         retry_after_s = retry_after(answer.retry_after)
         answer.discard(MAX_ERROR_BYTES, ERROR_BODY_S)
         if status in (429, 503):

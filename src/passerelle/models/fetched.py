@@ -22,6 +22,7 @@ class ModelError(Exception):
       UnknownModel    no such name, or a source that is not one: the command is wrong
       ModelMissing    known, but not on this machine
       PullFailed      the file could not be fetched, or is not what it should be
+      DriverMissing   what would run it is not installed, or not here
     """
 
 
@@ -35,6 +36,10 @@ class ModelMissing(ModelError):
 
 class PullFailed(ModelError):
     """The model could not be fetched."""
+
+
+class DriverMissing(ModelError):
+    """What runs this kind of model server is not installed."""
 
 
 class Progress(Protocol):

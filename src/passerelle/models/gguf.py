@@ -17,6 +17,7 @@ _LONGEST_STRING_BYTES = 1 << 24
 _MOST_ENTRIES = 1 << 20
 _MOST_ELEMENTS = 1 << 26
 _MOST_DIMENSIONS = 8
+_PRE_TOKENIZER = "tokenizer.ggml.pre"
 
 # Bytes per block and elements per block of each tensor type, from ggml's type traits. A type that is not listed here
 # (newer than this table) is measured by its offset only.
@@ -35,16 +36,27 @@ class NotGguf(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GgufInfo:
-    """What a model file says about itself. ``context_length`` is the window it was trained for, in tokens."""
+    """What a model file says about itself. ``context_length`` is the window it was trained for, in tokens.
+
+    ``template`` is its chat template in Jinja, never to be run by us. ``pre_tokenizer`` names how text is split before
+    it is tokenised, and stands at byte ``pre_tokenizer_at`` of the file.
+    """
 
     version: int
     architecture: str | None
     name: str | None
     context_length: int | None
     embedding_length: int | None
-    chat_template: bool
+    template: str | None
     tensors: int
     size_bytes: int
+    pre_tokenizer: str | None = None
+    pre_tokenizer_at: int | None = None
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether it brings a chat template."""
+        return self.template is not None
 
 
 def read_gguf(path: Path) -> GgufInfo:
@@ -69,6 +81,7 @@ class _Reader:
         self._path = path
         self._file = file
         self._size = size
+        self._pre_tokenizer_at: int | None = None
 
     def read(self) -> GgufInfo:
         if self._file.read(4) != b"GGUF":
@@ -92,9 +105,11 @@ class _Reader:
             name=_text(metadata.get("general.name")),
             context_length=_whole(metadata.get(f"{architecture}.context_length")),
             embedding_length=_whole(metadata.get(f"{architecture}.embedding_length")),
-            chat_template="tokenizer.chat_template" in metadata,
+            template=_text(metadata.get("tokenizer.chat_template")),
             tensors=tensors,
             size_bytes=self._size,
+            pre_tokenizer=_text(metadata.get(_PRE_TOKENIZER)),
+            pre_tokenizer_at=self._pre_tokenizer_at,
         )
 
     def _take(self, count: int) -> bytes:
@@ -121,8 +136,10 @@ class _Reader:
         return self._take(self._count(_LONGEST_STRING_BYTES)).decode("utf-8", "replace")
 
     def _entry(self) -> tuple[str, object]:
-        key = self._string()
-        return key, self._value(int(self._scalar(4)))
+        key, kind = self._string(), int(self._scalar(4))
+        if key == _PRE_TOKENIZER and kind == _STRING:
+            self._pre_tokenizer_at = self._file.tell() + 8  # behind the text's length
+        return key, self._value(kind)
 
     def _value(self, kind: int) -> object:
         if kind in _SCALARS:

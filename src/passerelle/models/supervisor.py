@@ -38,7 +38,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -71,7 +71,8 @@ class ChildSpec:
 
     ``module`` is run with ``python -m`` and gets ``settings`` as JSON. ``context_window`` is what one request may use,
     in tokens, for the catalog to publish. ``memory_limit_bytes`` is explained in the module's docstring, None for no
-    limit. ``ready_timeout_s`` bounds the time from start to a loaded model.
+    limit. ``ready_timeout_s`` bounds the time from start to a loaded model. ``engine_options`` are what the engine that
+    talks to it has to know (as `passerelle.domain.model.Target.options`) where the configuration does not say.
     """
 
     name: str
@@ -80,6 +81,7 @@ class ChildSpec:
     context_window: int | None = None
     memory_limit_bytes: int | None = None
     ready_timeout_s: float = 300.0
+    engine_options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
