@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from tests.harness.gateway import GatewayProcess
 from tests.harness.models import default_gguf, shared_cache
 
-__all__ = ["default_gguf", "embedded_gateway", "shared_cache"]
+__all__ = ["default_gguf", "embedded_gateway", "shared_cache", "tracemalloc"]
+# tracemalloc: pytest imports it within a hook that two threads may run at once, and the second met half a module.
 
 # The same examples in every run, and no limit on the time of one: a busy machine is no failure. To look for new ones:
 # --hypothesis-profile=default
