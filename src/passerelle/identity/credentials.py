@@ -151,9 +151,7 @@ async def rights_of(connection: AsyncConnection, maker: Maker, now_ms: int) -> R
     if principal is None:
         return OPERATOR
     if principal.key_id.startswith("session:"):
-        scopes = await _session_scopes(connection, principal)
-        project = principal.project if principal.confined else None
-        return Rights(scopes, project, confined=principal.confined)
+        return await _session_rights(connection, principal)
     row = (await connection.execute(with_all_above().where(keys.c.id == principal.key_id))).mappings().first()
     if row is None or has_ended(row) or (row["expires_at_ms"] or now_ms + 1) <= now_ms:
         raise Unauthenticated("The key was revoked or has expired; use another.")
@@ -171,17 +169,22 @@ async def rights_of(connection: AsyncConnection, maker: Maker, now_ms: int) -> R
     )
 
 
-async def _session_scopes(connection: AsyncConnection, principal: Principal) -> frozenset[Scope]:
+async def _session_rights(connection: AsyncConnection, principal: Principal) -> Rights:
+    """Returns what a person who signed on has at this moment: a role, and the one project they belong to, if any."""
+    inside = and_(projects.c.id == users.c.project, projects.c.organisation == users.c.organisation)
     query = (
-        select(users.c.role)
+        select(users.c.role, users.c.project)
         .join(organisations, organisations.c.id == users.c.organisation)
-        .where(users.c.id == principal.user, users.c.disabled_at_ms.is_(None), users.c.confirmed_at_ms.is_not(None))
-        .where(organisations.c.archived_at_ms.is_(None))
+        .outerjoin(projects, inside)
+        .where(users.c.id == principal.user, users.c.organisation == principal.organisation)
+        .where(users.c.disabled_at_ms.is_(None), users.c.confirmed_at_ms.is_not(None))
+        .where(organisations.c.archived_at_ms.is_(None), projects.c.archived_at_ms.is_(None))
     )
-    role = (await connection.execute(query)).scalar_one_or_none()
-    if role not in _KNOWN_ROLES:
+    found = (await connection.execute(query)).first()
+    if found is None or found.role not in _KNOWN_ROLES:
         raise Unauthenticated("The session has ended; sign on again.")
-    return ROLE_SCOPES[Role(role)] & principal.scopes
+    scopes = ROLE_SCOPES[Role(found.role)] & principal.scopes
+    return Rights(scopes, found.project, confined=found.project is not None)
 
 
 def with_all_above(*columns: Any) -> Select[Any]:

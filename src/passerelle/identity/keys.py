@@ -119,6 +119,7 @@ class KeyStore:
             changed = await advance(connection)
             now_ms = self._now_ms()
             having = await rights_of(connection, by, now_ms)
+            by = by.having(having)
             project = await self._project(connection, by, options.project)
             user = await self._user(connection, by, options.user, project)
             scopes = frozenset({Scope.INFERENCE}) if isinstance(options.scopes, Default) else options.scopes
@@ -219,6 +220,7 @@ class KeyStore:
         async with self._database.write() as connection:
             changed = await advance(connection)
             having = await rights_of(connection, by, self._now_ms())
+            by = by.having(having)
             before = await self._changed_by(connection, by, key_id)
             check_version(before.version, expected)
             manages = Scope.ORGANISATION_WRITE in having.scopes and Scope.ADMIN not in before.scopes
@@ -275,7 +277,7 @@ class KeyStore:
     ) -> tuple[Key, Rights]:
         """Returns a key that the maker may change, and what the maker has."""
         having = await rights_of(connection, by, self._now_ms())
-        key = await self._changed_by(connection, by, key_id)
+        key = await self._changed_by(connection, by.having(having), key_id)
         check_version(key.version, expected)
         state = key.state(self._now_ms())
         if state != "active":

@@ -7,7 +7,7 @@ revoked a moment ago makes nothing any more. `excess` says what would be too muc
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, ip_network
 from math import inf
 
@@ -31,6 +31,16 @@ class Maker:
     def created_by(self) -> str:
         """What objects remember of their maker: an id, or the tool: "cli", "bootstrap"."""
         return "cli" if self.actor.kind == "cli" else self.actor.id
+
+    def having(self, rights: Rights) -> Maker:
+        """Returns the same maker with the rights that were just read: what a process remembers of them may be older."""
+        principal = self.principal
+        if principal is None:
+            return self
+        project = rights.project if rights.confined and rights.project is not None else principal.project
+        return replace(
+            self, principal=replace(principal, scopes=rights.scopes, confined=rights.confined, project=project)
+        )
 
 
 @dataclass(frozen=True, slots=True)
