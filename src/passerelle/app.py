@@ -149,8 +149,16 @@ class Passerelle:
         self.seat = seat
         self.draining = False
         self.drained_at_s: float | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open_records(settings, limit_board)
+        self._open_jobs(settings)
+        self._open_catalog(configuration, environ, children)
+        self._open_gateway(settings)
+        self._open_services(configuration, environ)
+        self._open_doors(settings, RouteTable(routes(self._faces(settings), settings.server.docs_path)))
 
-        # Storage, identity, accounting
+    def _open_records(self, settings: Settings, limit_board: LimitBoard | None) -> None:
+        """Storage, identity, accounting, limits."""
         self.database = open_database(settings.database, settings.home)
         self.credentials = Credentials(self.database)
         self.authenticator = Authenticator(self.credentials, static_key=settings.auth.api_key)
@@ -172,14 +180,14 @@ class Passerelle:
             self.database,
             redis=settings.redis,
             board=limit_board,
-            worker=0 if seat is None else seat.worker,
+            worker=0 if self.seat is None else self.seat.worker,
             currency=settings.accounting.currency,
             on_reached=lambda rule: self.metrics.limits_reached.labels(
                 rule.measure.value, "hard" if rule.hard else "soft"
             ).inc(),
         )
 
-        # Jobs
+    def _open_jobs(self, settings: Settings) -> None:
         self.jobs = JobQueue(
             self.database,
             rules=_queue_rules(settings),
@@ -192,7 +200,10 @@ class Passerelle:
         self.webhooks = Webhooks(self.jobs, PublicPost(networks))
         self.kinds.add(self.webhooks.kind)
 
-        # Catalog and engines
+    def _open_catalog(
+        self, configuration: Configuration, environ: Mapping[str, str], children: Mapping[str, ChildAddress]
+    ) -> None:
+        """The models, the engines that reach them, and what notices changes."""
         self.catalog = Catalog(configuration.snapshot)
         openai = OpenAIEngine(Transport())
         managed = ManagedEngine(openai, children)
@@ -210,7 +221,9 @@ class Passerelle:
             on_result=lambda error: self.metrics.reloads.labels("ok" if error is None else "error").inc(),
         )
 
-        # The gateway
+    def _open_gateway(self, settings: Settings) -> None:
+        """The request path, and what it asks on its way."""
+        seat = self.seat
         self.fleet = Fleet(make_policy, rules=_health_rules(settings), on_change=self._note_state, seat=seat)
         self.windows = Windows()
         self.prober = Prober(
@@ -244,7 +257,9 @@ class Passerelle:
             ),
         )
 
-        # Services and their jobs
+    def _open_services(self, configuration: Configuration, environ: Mapping[str, str]) -> None:
+        """Services, batches, background responses: what makes jobs."""
+        settings = self.settings
         self.workshop = Workshop(
             configuration,
             environ,
@@ -263,28 +278,22 @@ class Passerelle:
         )
         self.upstream = ServiceUpstream(settings.services.api_base, settings.services.api_key)
         self.workshop.holder.subscribe(lambda before, after: self._extend_catalog())
-
-        # What clients leave here
-        file_rules = FileRules(settings.files.max_file_bytes, settings.files.quota_bytes, settings.files.retain_s)
+        self._file_rules = FileRules(settings.files.max_file_bytes, settings.files.quota_bytes, settings.files.retain_s)
         self.expiry = Expiry(self.database)
-
-        def kept_responses(caller: Principal) -> ResponseStore:
-            return ResponseStore.of(self.database, caller, retain_s=settings.responses.retain_s)
-
-        def kept_files(caller: Principal) -> FileStore:
-            return FileStore.of(self.database, file_rules, caller)
-
         batch_jobs = BatchJobs(
-            self.database, self.workshop.caller, self._holder_of, kept_files, prepare, errors.envelope
+            self.database, self.workshop.caller, self._holder_of, self._kept_files, prepare, errors.envelope
         )
         self.kinds.add(batch_jobs.kind)
-        self.kinds.add(ResponseJobs(self.workshop.caller, self._holder_of, kept_responses).kind)
+        self.kinds.add(ResponseJobs(self.workshop.caller, self._holder_of, self._kept_responses).kind)
 
-        self.metrics.before_expose = self._publish
-        self.authenticator.on_revoked(self.gateway.end_calls_of)
-        self.people.on_ended(self.gateway.end_calls_of)
+    def _kept_responses(self, caller: Principal) -> ResponseStore:
+        return ResponseStore.of(self.database, caller, retain_s=self.settings.responses.retain_s)
 
-        # Faces
+    def _kept_files(self, caller: Principal) -> FileStore:
+        return FileStore.of(self.database, self._file_rules, caller)
+
+    def _faces(self, settings: Settings) -> Faces:
+        """Every dialect and every page of the API."""
         library = PromptLibrary(self.database)
         references = PromptReferences(library)
         presence, origins = Presence(), Origins(settings.server.trusted_origins)
@@ -303,66 +312,63 @@ class Passerelle:
             openai_chunks=settings.opea.stream_format == "openai",
         )
         health = HealthFace(
-            self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, seat
+            self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, self.seat
         )
         repeats, changed = Repeats(IdempotentAnswers(self.database)), self.authenticator.catch_up
-        table = RouteTable(
-            routes(
-                Faces(
-                    openai=OpenAIFace(calls, self.catalog, self.windows.of, opea, service_models, references),
-                    prompts=PromptsFace(library),
-                    studio=StudioFace(calls, self.catalog),
-                    anthropic=AnthropicFace(calls),
-                    opea=opea,
-                    rerank=RerankFace(calls, self.catalog),
-                    tgi=TgiFace(calls, self.catalog, self.windows.of),
-                    triton=TritonFace(calls, self.catalog, health.is_ready),
-                    health=health,
-                    router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, seat),
-                    usage=UsageFace(self.database),
-                    me=MeFace(),
-                    organisations=OrganisationsFace(self.database, self.catalog, repeats, changed),
-                    projects=ProjectsFace(self.database, self.catalog, repeats, changed),
-                    users=UsersFace(self.database, repeats, changed),
-                    keys=KeysFace(self.database, self.catalog, repeats, changed),
-                    limits=LimitsFace(self.database, self.limits, repeats),
-                    prices=PricesFace(self.database, self.limits, repeats),
-                    docs=DocsFace(settings.server.name),
-                    auth=self.people.face,
-                    audit=AuditFace(self.database),
-                    files=FilesFace(kept_files),
-                    batches=BatchesFace(
-                        lambda caller: BatchStore.of(self.database, caller), kept_files, self.jobs.store
-                    ),
-                    responses=ResponsesFace(
-                        calls,
-                        self.catalog,
-                        kept_responses,
-                        self.jobs.store,
-                        self.workshop.holder,
-                        references,
-                        events=self.jobs.events,
-                    ),
-                    linto=LintoFace(self.workshop.holder, store_of, extractor),
-                    linto_sockets=LintoSockets(
-                        self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s
-                    ),
-                    services=ServicesFace(
-                        self.workshop.holder,
-                        store_of,
-                        extractor,
-                        self.workshop.caller,
-                        cost_nano=self.limits.limiter.cost_nano,
-                        currency=settings.accounting.currency,
-                    ),
-                    jobs=JobsFace(
-                        store_of, tickets, None if settings.services.font is None else Path(settings.services.font)
-                    ),
-                    following=FollowingFace(self.jobs, store_of, tickets, presence, origins),
-                ),
-                settings.server.docs_path,
-            )
+        return Faces(
+            openai=OpenAIFace(calls, self.catalog, self.windows.of, opea, service_models, references),
+            prompts=PromptsFace(library),
+            studio=StudioFace(calls, self.catalog),
+            anthropic=AnthropicFace(calls),
+            opea=opea,
+            rerank=RerankFace(calls, self.catalog),
+            tgi=TgiFace(calls, self.catalog, self.windows.of),
+            triton=TritonFace(calls, self.catalog, health.is_ready),
+            health=health,
+            router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, self.seat),
+            usage=UsageFace(self.database),
+            me=MeFace(),
+            organisations=OrganisationsFace(self.database, self.catalog, repeats, changed),
+            projects=ProjectsFace(self.database, self.catalog, repeats, changed),
+            users=UsersFace(self.database, repeats, changed),
+            keys=KeysFace(self.database, self.catalog, repeats, changed),
+            limits=LimitsFace(self.database, self.limits, repeats),
+            prices=PricesFace(self.database, self.limits, repeats),
+            docs=DocsFace(settings.server.name),
+            auth=self.people.face,
+            audit=AuditFace(self.database),
+            files=FilesFace(self._kept_files),
+            batches=BatchesFace(lambda caller: BatchStore.of(self.database, caller), self._kept_files, self.jobs.store),
+            responses=ResponsesFace(
+                calls,
+                self.catalog,
+                self._kept_responses,
+                self.jobs.store,
+                self.workshop.holder,
+                references,
+                events=self.jobs.events,
+            ),
+            linto=LintoFace(self.workshop.holder, store_of, extractor),
+            linto_sockets=LintoSockets(
+                self.jobs, store_of, presence, origins, interval_s=settings.services.ws_polling_interval_s
+            ),
+            services=ServicesFace(
+                self.workshop.holder,
+                store_of,
+                extractor,
+                self.workshop.caller,
+                cost_nano=self.limits.limiter.cost_nano,
+                currency=settings.accounting.currency,
+            ),
+            jobs=JobsFace(store_of, tickets, None if settings.services.font is None else Path(settings.services.font)),
+            following=FollowingFace(self.jobs, store_of, tickets, presence, origins),
         )
+
+    def _open_doors(self, settings: Settings, table: RouteTable) -> None:
+        """The ways in: each request meets its route, whatever server carries it."""
+        self.metrics.before_expose = self._publish
+        self.authenticator.on_revoked(self.gateway.end_calls_of)
+        self.people.on_ended(self.gateway.end_calls_of)
         self.dispatcher = Dispatcher(
             table,
             self.identify,
@@ -377,7 +383,6 @@ class Passerelle:
         self.application = AsgiApplication(
             self.dispatcher, max_body_bytes=settings.server.max_body_bytes, start=self.start, stop=self.stop
         )
-        self._tasks: list[asyncio.Task[None]] = []
 
     def identify(self, headers: Headers, _peer: str | None) -> Principal | Awaitable[Principal]:
         """Returns who calls; at once when the key is known already."""
