@@ -89,7 +89,7 @@ class ServiceClient:
 
     async def asked(self, count: int = 1) -> None:
         """Returns once the model was asked so often."""
-        await self.upstream.until(lambda: len(self.chats) >= count, 10)
+        await self.upstream.until(lambda: len(self.chats) >= count, 30)
 
     @property
     def chats(self) -> list[dict[str, Any]]:

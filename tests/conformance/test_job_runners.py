@@ -1,18 +1,19 @@
-"""One suite for both runners: jobs submitted here are run by worker processes, in-process ones or real Celery ones."""
+"""One suite for both runners: worker processes of our own, and Celery's on either broker, run jobs submitted here."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import redis
+from amqp.exceptions import ChannelError
 from tests.harness.jobworker import PRINCIPAL, RULES, JobProcess, calls
 from tests.harness.oracles import becomes
+from tests.harness.rabbitmq import RabbitProcess, unavailable
 from tests.harness.valkey import ValkeyProcess
 
 from passerelle.jobs.celery import QUEUE, CeleryRunner, celery_application
@@ -24,9 +25,23 @@ from passerelle.storage.migrations import upgrade
 pytestmark = pytest.mark.slow
 
 
+def rabbit(folder: Path) -> RabbitProcess:
+    """Returns a RabbitMQ that is not started yet; the test is skipped where there is none."""
+    if (why := unavailable()) is not None:
+        pytest.skip(why)
+    return RabbitProcess(folder)
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitProcess]:
+    """A RabbitMQ for the module."""
+    with rabbit(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
-    """A broker for the module."""
+    """A Valkey for the module."""
     with ValkeyProcess(tmp_path_factory.mktemp("broker")) as server:
         yield server
 
@@ -86,16 +101,22 @@ class Workplace:
         await self.database.aclose()
 
 
-RABBITMQ = os.environ.get("PASSERELLE_TEST_AMQP")
-"""A RabbitMQ to run the suite on too: ``amqp://…``. It comes in no wheel, so it has to be started by hand."""
+BROKERS = ("valkey", "rabbitmq")
 
 
-@pytest_asyncio.fixture(params=["local", "celery", *(["rabbitmq"] if RABBITMQ else [])])
+def depth(broker: str) -> int:
+    """Returns how many messages wait in a broker."""
+    with celery_application(broker).connection() as connection:
+        try:
+            return int(connection.default_channel.queue_declare(QUEUE, passive=True).message_count)
+        except ChannelError:  # there is no queue before the first message
+            return 0
+
+
+@pytest_asyncio.fixture(params=["local", *BROKERS])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Workplace]:
     """A workplace of either kind."""
-    broker = RABBITMQ if request.param == "rabbitmq" else None
-    if request.param == "celery":
-        broker = request.getfixturevalue("valkey").url
+    broker = None if request.param == "local" else request.getfixturevalue(request.param).url
     made = Workplace(tmp_path, broker)
     await made.start()
     yield made
@@ -114,7 +135,7 @@ async def test_jobs_are_run_and_stop_when_told(place: Workplace) -> None:
     hanging = await place.submit(2, kind="hang")
     log = place.home / "calls"
     assert await becomes(lambda: log.read_text().count("hangs") == 2, 20)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         await place.store.cancel(hanging[0])
         await place.queue.events.last(hanging[0])
     assert (await place.store.get(hanging[0])).state is JobState.CANCELLED
@@ -138,16 +159,18 @@ async def test_a_killed_worker_loses_nothing(place: Workplace) -> None:
     assert 0 <= repeated <= 4  # at most the step that each of the four places was at
 
 
-async def test_a_broker_that_lost_its_messages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", BROKERS)
+async def test_a_broker_that_lost_its_messages(tmp_path: Path, kind: str) -> None:
     """Jobs accepted while the broker is down, and messages that it lost, are announced again when it is back."""
-    broker = ValkeyProcess(tmp_path / "broker").start()
+    folder = tmp_path / "broker"
+    broker = (ValkeyProcess(folder) if kind == "valkey" else rabbit(folder)).start()
     place = Workplace(tmp_path, broker.url)
     await place.start()
     try:
         lost = await place.submit(3)
-        with redis.Redis.from_url(broker.url) as client:
-            assert await becomes(lambda: client.llen(QUEUE) == 3, 10)
+        assert await becomes(lambda: depth(broker.url) == 3, 20)
         await asyncio.to_thread(broker.kill)
+        shutil.rmtree(folder)
         unannounced = await place.submit(3)
         await asyncio.to_thread(broker.start)
         await place.worker()

@@ -106,7 +106,7 @@ async def test_cancel_reaches_the_running_call(tmp_path: Path) -> None:
         job_id = await submit(made)
         await upstream.until(lambda: any("chat" in seen.path for seen in upstream.requests), 10)
         await made.jobs.store(CALLER).cancel(job_id)
-        job = await ended(made, job_id, 5)
+        job = await ended(made, job_id, 20)
         assert job.state is JobState.CANCELLED
         chats = [seen for seen in upstream.requests if "chat" in seen.path]
         await upstream.until(lambda: all(seen.peer.closed_at is not None for seen in chats), 2.0)

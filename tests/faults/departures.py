@@ -42,11 +42,11 @@ async def leave_upstream(world: World, window: Window, how: str, *, stream: bool
     upstream = model.upstreams[0]
     conversation, request_id = await world.caller.begin_chat(model.name, stream=stream)
     async with conversation:
-        await upstream.until(lambda: len(model.posts) == 1, 5)
+        await upstream.until(lambda: len(model.posts) == 1, 20)
         if stream and window.tokens:
             await conversation.until(b"tok ", count=window.tokens)
         peer = model.posts[0].peer
-        await upstream.until(lambda: bool(peer.bytes_sent) or window is WINDOWS[0], 5)
+        await upstream.until(lambda: bool(peer.bytes_sent) or window is WINDOWS[0], 20)
         conversation.leave(how)
         await upstream.until(lambda: upstream.busy == 0, 1.0)
         assert peer.left_at is not None
@@ -71,9 +71,9 @@ async def leave_queue(world: World, how: str, *, stream: bool) -> None:
             async def waits() -> bool:
                 return bool((await world.model_state(model.name))["queue"]["waiting"] == 1)
 
-            assert await becomes(waits, 3)
+            assert await becomes(waits, 15)
             second.leave(how)
-            usage = await world.usage(request_id, 2.0)
+            usage = await world.usage(request_id)
             assert (usage["outcome"], usage["attempts"], usage["target"]) == ("cancelled", 0, None)
             assert (await world.model_state(model.name))["queue"]["waiting"] == 0
         assert len(model.posts) == 1

@@ -137,12 +137,12 @@ async def test_all_connections_busy(postgres: PostgresServer, tmp_path: Path) ->
             await lock.start()
             await holder.execute("LOCK TABLE key_secrets IN ACCESS EXCLUSIVE MODE")
             strangers = [Caller(process.port, mint(), caller.tape) for _ in range(25)]
-            asking = [asyncio.create_task(stranger.chat("m", within_s=40)) for stranger in strangers]
-            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            asking = [asyncio.create_task(stranger.chat("m", within_s=60)) for stranger in strangers]
+            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED, timeout=40)
             assert done and {task.result().status for task in done} == {503}
             for _ in range(3):
-                assert (await caller.ask("/health", method="GET", within_s=1)).status == 200
-                assert (await caller.chat("m", within_s=2)).status == 200
+                assert (await caller.ask("/health", method="GET", within_s=10)).status == 200
+                assert (await caller.chat("m", within_s=10)).status == 200
             await lock.rollback()
             statuses = Counter(answer.status for answer in await asyncio.gather(*asking))
             assert statuses.keys() == {401, 503}
@@ -165,7 +165,7 @@ async def test_sqlite_locked_by_another_process(tmp_path: Path) -> None:
             await load.more(5)
             with closing(sqlite3.connect(tmp_path / "home" / "passerelle.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                late = await caller.ask("/admin/keys", {"name": "late", "scopes": ["inference"]}, within_s=20)
+                late = await caller.ask("/admin/keys", {"name": "late", "scopes": ["inference"]}, within_s=60)
                 assert late.status == 503 and late.took_s > 1
                 await load.more(5)
                 other.execute("ROLLBACK")

@@ -63,7 +63,7 @@ async def test_the_model_server_dies_in_a_stream(gateway: GatewayProcess, number
     async with conversation:
         await conversation.until(b'"content"', count=5)
         kill(server, number)
-        answer = await conversation.answer(10, request_id=request_id)
+        answer = await conversation.answer(30, request_id=request_id)
     assert answer.stream_error is not None
     assert answer.stream_error["request_id"] == request_id
     assert b"[DONE]" not in answer.body
@@ -74,8 +74,8 @@ async def test_the_model_server_dies_in_a_stream(gateway: GatewayProcess, number
         assert answer.status in (200, 502, 503, 504)
         return answer.status == 200
 
-    assert await becomes(serves, 30)
-    assert time.monotonic() - began < 15
+    assert await becomes(serves, 60)
+    assert time.monotonic() - began < 60
     assert server not in model_servers(gateway.pid)
     assert len(model_servers(gateway.pid)) == 1
     health.stop()
@@ -89,7 +89,7 @@ async def test_a_model_server_that_keeps_dying_takes_nothing_along(gateway: Gate
     health = Health(gateway.port, gateway.pid)
     health.start()
     for _ in range(3):
-        assert await becomes(lambda: bool(model_servers(gateway.pid)), 20)
+        assert await becomes(lambda: bool(model_servers(gateway.pid)), 60)
         for server in model_servers(gateway.pid):
             kill(server)
         answer = await caller.chat(MODEL, stream=False, max_tokens=2)

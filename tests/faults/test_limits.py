@@ -102,14 +102,14 @@ async def test_who_leaves_gets_back_what_was_not_used(world: World) -> None:
         found = [await standing(world.gateway, limit_id) for limit_id in (of_tokens, at_once)]
         return [each["held"] for each in found] == [0, 0]
 
-    assert await becomes(free, 5)
+    assert await becomes(free, 20)
 
     async def agrees() -> bool:
         rows = [row for row in world.gateway.usage_rows() if row["key_id"] == key_id]
         used = (await standing(world.gateway, of_tokens))["used"]
         return used > 0 and used == sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
 
-    assert await becomes(agrees, 5)
+    assert await becomes(agrees, 20)
 
 
 @row("D10")
@@ -141,7 +141,7 @@ async def _store_comes_and_goes(process: GatewayProcess, store: ValkeyProcess) -
     assert {answer.status for answer in await burst} == {200}
     without = await ask(10)
     assert [answer.status for answer in without] == [200] * 10
-    assert max(answer.took_s for answer in without) < 2
+    assert max(answer.took_s for answer in without) < 10
     process.wait_usage(30)
     await asyncio.to_thread(store.start)
 
@@ -149,7 +149,7 @@ async def _store_comes_and_goes(process: GatewayProcess, store: ValkeyProcess) -
         found = await standing(process, limit_id)
         return bool(found["used"] == 30 and found["held"] == 0)
 
-    assert await becomes(counted, 5), await standing(process, limit_id)
+    assert await becomes(counted, 20), await standing(process, limit_id)
     rest = await ask(15)
     assert sorted(answer.status for answer in rest) == [200] * 10 + [429] * 5
     # An unknown key is refused because it is unknown, never because a store is away.

@@ -25,7 +25,7 @@ async def hypercorn_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
     await world.start()
     try:
         yield world
-        assert await becomes(lambda: world.passerelle.metrics.in_flight._value.get() == 0, 2)
+        assert await becomes(lambda: world.passerelle.metrics.in_flight._value.get() == 0, 15)
         names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
         assert not [name for name in names if "AsgiClient" in name or "AsgiApplication.__call__" in name]
     finally:

@@ -65,7 +65,7 @@ async def _revoke(team: Team) -> None:
 
 
 async def _expire(team: Team) -> None:
-    end = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    end = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
     await team.act("PATCH", f"/admin/keys/{team.key}", {"expires_at": end})
 
 

@@ -46,7 +46,7 @@ class GatewayProcess:
         self.output: list[str] = []
         self.log: list[str] = []
 
-    def start(self, timeout_s: float = 60.0) -> GatewayProcess:
+    def start(self, timeout_s: float = 120.0) -> GatewayProcess:
         """Returns when it listens. Raises RuntimeError with what it printed when it does not."""
         command = [sys.executable, "-m", "passerelle", "serve", "--port", "0", *self._arguments]
         if self._config is not None:
@@ -97,7 +97,7 @@ class GatewayProcess:
         """The port it listens on."""
         return int(self.url.rsplit(":", 1)[1])
 
-    def wait_ready(self, timeout_s: float = 60.0) -> GatewayProcess:
+    def wait_ready(self, timeout_s: float = 120.0) -> GatewayProcess:
         """Returns when ``/ready`` says yes."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
@@ -118,7 +118,7 @@ class GatewayProcess:
     @staticmethod
     def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -134,7 +134,7 @@ class GatewayProcess:
         connection.close()
         return rows
 
-    def wait_usage(self, count: int, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+    def wait_usage(self, count: int, timeout_s: float = 30.0) -> list[dict[str, Any]]:
         """Returns the usage rows once there are at least ``count``."""
         until = time.monotonic() + timeout_s
         while len(rows := self.usage_rows()) < count and time.monotonic() < until:

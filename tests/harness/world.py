@@ -164,7 +164,7 @@ class World:
         command = [sys.executable, "-m", "passerelle", *arguments, "--home", str(self._home)]
         command += ["--config", str(self.gateway.config_path)]
         environ = os.environ | dict(self._environ or {})
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -196,7 +196,7 @@ class World:
                 return float(found.rpartition(" ")[2])
         return 0.0
 
-    async def usage(self, request_id: str, within_s: float = 4.0) -> dict[str, Any]:
+    async def usage(self, request_id: str, within_s: float = 20.0) -> dict[str, Any]:
         """Returns the usage row of a request."""
         until = asyncio.get_running_loop().time() + within_s
         while True:

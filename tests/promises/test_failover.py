@@ -51,7 +51,7 @@ async def test_one_deadline_over_everything(world: World) -> None:
     model = world.take(1)
     model.script([headers(), tokens(1000, 0.1)])
     answer = await world.caller.chat(model.name)
-    assert 5 < answer.took_s < 8
+    assert 5 <= answer.took_s < 20  # the whole stream would take 100
     assert answer.stream_error is not None
     assert answer.stream_error["code"] == "upstream_timeout"
     assert answer.request_id is not None
@@ -94,7 +94,7 @@ async def test_a_drained_target_gets_nothing_new(world: World) -> None:
     model = world.take(2)
     model.upstreams[0].token_every_s = model.upstreams[1].token_every_s = 0.05
     running = [asyncio.create_task(world.caller.chat(model.name)) for _ in range(4)]
-    await model.upstreams[0].until(lambda: len(model.posts) == 4, 5)
+    await model.upstreams[0].until(lambda: len(model.posts) == 4, 20)
     target = (await world.model_state(model.name))["targets"][0]
     answer = await world.caller.ask(f"/admin/router/{target['id']}/drain", {})
     assert answer.json["state"] == "draining"

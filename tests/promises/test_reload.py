@@ -21,7 +21,7 @@ async def generation(world: World) -> int:
     return int((await world.router())["generation"])
 
 
-async def reloaded(world: World, document: dict[str, Any], within_s: float = 6.0) -> int:
+async def reloaded(world: World, document: dict[str, Any], within_s: float = 20.0) -> int:
     """Writes a configuration and waits until it serves; returns its generation."""
     before = await generation(world)
     world.rewrite(document)
@@ -70,7 +70,7 @@ async def test_a_target_removed_under_a_stream(world: World) -> None:
     model = world.take(2)
     model.script([headers(), tokens(30, 0.05), finish()], [headers(), tokens(30, 0.05), finish()])
     streams = [asyncio.create_task(world.caller.chat(model.name)) for _ in range(4)]
-    await model.upstreams[0].until(lambda: len(model.posts) == 4, 5)
+    await model.upstreams[0].until(lambda: len(model.posts) == 4, 20)
     document = world.configuration()
     section = next(each for each in document["models"] if each["name"] == model.name)
     del section["targets"][0]
@@ -109,7 +109,7 @@ async def test_a_broken_configuration_is_refused(world: World, name: str) -> Non
     async def refused() -> bool:
         return (await world.router())["reload_error"] is not None
 
-    assert await becomes(refused, 6)
+    assert await becomes(refused, 20)
     router = await world.router()
     assert router["generation"] == before
     problem = str(router["reload_error"]["problems"])
@@ -118,7 +118,7 @@ async def test_a_broken_configuration_is_refused(world: World, name: str) -> Non
     async def counted() -> bool:
         return await world.metric('passerelle_reloads_total{result="error"}') == errors + 1
 
-    assert await becomes(counted, 2)
+    assert await becomes(counted, 15)
     assert (await world.caller.chat("busy")).status == 200
     await reloaded(world, world.configuration())
     assert (await world.router())["reload_error"] is None

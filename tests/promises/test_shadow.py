@@ -17,7 +17,7 @@ def _posts(upstream: UpstreamThread) -> int:
 
 
 def _until(reached: int, upstream: UpstreamThread) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while _posts(upstream) < reached and time.monotonic() < until:
         time.sleep(0.01)
     assert _posts(upstream) == reached

@@ -228,7 +228,7 @@ def test_the_audit_log_is_for_those_who_may_read_it(world: People) -> None:
         bob.sign_in()
         assert bob.get("/admin/audit").status_code == status
     world.change(ada, project="default")
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while (status := ada.get("/admin/audit").status_code) == 200 and time.monotonic() < until:
         time.sleep(0.05)
     assert status == 403

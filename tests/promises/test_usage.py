@@ -97,7 +97,7 @@ async def test_a_backup_of_a_running_gateway(gateway: GatewayProcess) -> None:
     async def all_there() -> bool:
         return len(gateway.usage_rows()) >= CALLS + 31
 
-    assert await becomes(all_there, 10)
+    assert await becomes(all_there, 30)
 
 
 async def _ask(caller: Caller, count: int) -> None:

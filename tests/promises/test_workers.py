@@ -27,7 +27,7 @@ from tests.harness.upstreamd import Exchange, Seen, Step, Upstream, UpstreamThre
 pytestmark = pytest.mark.slow
 
 WORKERS = 4
-SPREAD_S = 1.0
+SPREAD_S = 10.0
 """What reaches all workers within a quarter of a second gets this long on a busy machine."""
 
 
@@ -175,7 +175,7 @@ def test_the_address_answers_when_it_is_printed(tmp_path: Path) -> None:
     with GatewayProcess(tmp_path / "home", {"models": []}, arguments=("--workers", "2")) as gateway:
         began = time.monotonic()
         assert gateway.get("/health")[0] == 200
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 10
         for line in line_to_each(gateway, 2):
             line.close()
         assert "".join(gateway.output).count("Passerelle listens on") == 1
@@ -218,7 +218,7 @@ def test_one_worker_may_use_all_slots_and_any_worker_tells_the_sum(
             assert line.router()["workers"] == WORKERS
             assert sorted(line.router()["workers_running"]) == sorted(line.pid for line in lines)
         counting.open.set()
-        assert [answer.result(30) for answer in asked] == [200] * (3 + WORKERS)
+        assert [answer.result(60) for answer in asked] == [200] * (3 + WORKERS)
     assert counting.peak == 3
 
 
@@ -283,14 +283,14 @@ def test_a_reload_reaches_all_workers_and_a_bad_file_none(
     good["models"].append({**good["models"][0], "name": "added"})
     _write(four.config_path, json.dumps(good))
     for line in lines:
-        eventually(partial(line.chat, "added"), lambda code: code == 200, 4)
+        eventually(partial(line.chat, "added"), lambda code: code == 200, 20)
     _write(four.config_path, "models: [{name: 1")
     for line in lines:
-        eventually(line.reload_error, lambda error: error is not None, 4)
+        eventually(line.reload_error, lambda error: error is not None, 20)
         assert line.chat("added") == 200
     _write(four.config_path, json.dumps(config(*upstreams)))
     for line in lines:
-        eventually(partial(line.chat, "added"), lambda code: code == 404, 4)
+        eventually(partial(line.chat, "added"), lambda code: code == 404, 20)
         assert line.router()["reload_error"] is None
 
 
@@ -382,17 +382,17 @@ def test_a_worker_that_is_killed_takes_nothing_with_it(
         load = pool.submit(_chat_until, other, stop)
         os.kill(victim.pid, signal.SIGKILL)
         counting.open.set()
-        assert waiting.result(20) == 200
+        assert waiting.result(60) == 200
         stop.set()
-        answered = load.result(20)
+        answered = load.result(60)
         assert answered and set(answered) == {200}
         for call in lost:
             with pytest.raises((http.client.HTTPException, OSError)):
-                call.result(20)
+                call.result(60)
     sample = 'passerelle_calls_total{model="narrow",operation="chat",outcome="ok"}'
     before = other.metric(sample) or 0.0
     assert [other.chat("narrow") for _ in range(20)] == [200] * 20
-    fresh = eventually(lambda: workers_of(two) - {victim.pid}, lambda pids: len(pids) == 2, 30)
+    fresh = eventually(lambda: workers_of(two) - {victim.pid}, lambda pids: len(pids) == 2, 60)
     for line in line_to_each(two, 2):
         assert line.pid in fresh
         assert line.chat("narrow") == 200
@@ -424,7 +424,7 @@ def test_a_worker_that_cannot_start_is_reported_and_tried_again(two: GatewayProc
     victim, other = line_to_each(two, 2)
     _write(two.config_path, "server: {grace_s: soon}")
     os.kill(victim.pid, signal.SIGKILL)
-    eventually(lambda: "".join(two.log), lambda log: log.count("ended with status 2; starting another in") >= 2, 30)
+    eventually(lambda: "".join(two.log), lambda log: log.count("ended with status 2; starting another in") >= 2, 60)
     assert "grace_s" in "".join(two.log) and "Traceback" not in "".join(two.log)
     assert other.chat("pair") == 200
     _write(two.config_path, good)
@@ -444,10 +444,10 @@ def test_sigterm_ends_all_after_their_answers(mortal: GatewayProcess, upstreams:
         calls = [pool.submit(_chat_by, mortal, line.pid, "pair") for line in pids for _ in range(2)]
         eventually(lambda: counting.running, lambda running: running == 4, 20)
         mortal.signal(signal.SIGTERM)
-        eventually(lambda: _refused(mortal.port), bool, 10)
+        eventually(lambda: _refused(mortal.port), bool, 30)
         counting.open.set()
-        assert [call.result(20) for call in calls] == [200] * 4
-    assert mortal.wait(20) == 0
+        assert [call.result(60) for call in calls] == [200] * 4
+    assert mortal.wait(60) == 0
     assert len([row for row in mortal.usage_rows() if row["outcome"] == "ok"]) == 4
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
     assert list((mortal.home / "run").iterdir()) == []
@@ -469,7 +469,7 @@ def test_nothing_outlives_a_parent_that_is_killed(mortal: GatewayProcess) -> Non
     left = processes_of(mortal.pid)
     assert len(left) == 3
     mortal.signal(signal.SIGKILL)
-    eventually(lambda: [pid for pid in left if _alive(pid)], lambda alive: not alive, 15)
+    eventually(lambda: [pid for pid in left if _alive(pid)], lambda alive: not alive, 30)
     abandoned = list((mortal.home / "run").iterdir())
     assert len(abandoned) == 1
     with GatewayProcess(mortal.home, {"models": []}, arguments=("--workers", "2")):
