@@ -6,10 +6,11 @@ of its text as a model reads it, not a sum: a chunk whose text counts more than 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from passerelle.services.turns import CountTokens, Turn, render_turns, split_long
+from passerelle.services.cutter import split_long
+from passerelle.services.turn import CountTokens, Turn, Turns, batches, render_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Chunk:
     """Consecutive turns that are read together. ``tokens`` is the exact count of `text`."""
 
     index: int
-    turns: tuple[Turn, ...]
+    turns: Turns
     tokens: int
 
     @property
@@ -53,7 +54,7 @@ class Coverage:
 
 
 async def chunk(
-    turns: Sequence[Turn],
+    turns: Turns,
     budget_tokens: int,
     count_tokens: CountTokens,
     *,
@@ -63,27 +64,34 @@ async def chunk(
     """Returns counted ``turns`` in chunks of at most ``budget_tokens`` each, and of ``max_turns`` turns if given.
 
     Turns above the budget are cut, by sentences of ``language``. Raises ValueError when the budget is below
-    `passerelle.services.turns.MIN_TURN_TOKENS`.
+    `passerelle.services.turn.MIN_TURN_TOKENS`.
     """
     turns = await split_long(turns, count_tokens, budget_tokens, language=language)
-    waiting: list[Sequence[Turn]] = [*_packed(turns, budget_tokens, max_turns)]
+    chunks: list[Chunk] = []
+    for groups in batches(_packed(turns, budget_tokens, max_turns), _chars):
+        chunks += await _sized(groups, len(chunks), budget_tokens, count_tokens)
+    return chunks
+
+
+async def _sized(groups: list[Turns], first: int, budget_tokens: int, count_tokens: CountTokens) -> list[Chunk]:
+    """Returns counted chunks of groups of turns; those that are too long all the same are halved."""
     sized: dict[tuple[int, int], int] = {}
     while True:
-        fresh = [group for group in waiting if _key(group) not in sized]
+        fresh = [group for group in groups if _key(group) not in sized]
         counts = await count_tokens([render_turns(group) for group in fresh]) if fresh else []
         sized |= {_key(group): count for group, count in zip(fresh, counts, strict=True)}
-        fitting: list[Sequence[Turn]] = []
-        for group in waiting:
+        fitting: list[Turns] = []
+        for group in groups:
             middle = len(group) // 2
             fits = len(group) == 1 or sized[_key(group)] <= budget_tokens
             fitting += [group] if fits else [group[:middle], group[middle:]]
-        if len(fitting) == len(waiting):
-            return [Chunk(index, tuple(group), sized[_key(group)]) for index, group in enumerate(fitting)]
-        waiting = fitting
+        if len(fitting) == len(groups):
+            return [Chunk(index, group, sized[_key(group)]) for index, group in enumerate(fitting, first)]
+        groups = fitting
 
 
 async def next_chunk(
-    turns: Sequence[Turn],
+    turns: Turns,
     at: int,
     budget_tokens: int,
     count_tokens: CountTokens,
@@ -95,11 +103,11 @@ async def next_chunk(
     It holds one turn at least: the caller cuts turns to the least budget beforehand (`split_long`). ``index`` is
     ``at``.
     """
-    group: Sequence[Turn] = _packed(turns[at:], budget_tokens, max_turns, groups=1)[0]
+    group = next(_packed(turns[at:], budget_tokens, max_turns))
     while True:
         tokens = (await count_tokens([render_turns(group)]))[0]
         if tokens <= budget_tokens or len(group) == 1:
-            return Chunk(at, tuple(group), tokens)
+            return Chunk(at, group, tokens)
         group = group[: max(1, min(len(group) - 1, len(group) * budget_tokens // tokens))]
 
 
@@ -116,27 +124,31 @@ def coverage(turns: Sequence[Turn], read: Sequence[Chunk]) -> Coverage:
     if at < end:
         missing.append((at, end))
     lost = sum(high - low for low, high in missing)
-    kept = sum(not any(low < turn.end and turn.start < high for low, high in missing) for turn in turns)
+    kept = (
+        sum(not any(low < turn.end and turn.start < high for low, high in missing) for turn in turns)
+        if missing
+        else len(turns)
+    )
     return Coverage(len(turns), kept, end - start, end - start - lost, tuple(missing))
 
 
-def _key(group: Sequence[Turn]) -> tuple[int, int]:
+def _key(group: Turns) -> tuple[int, int]:
     return group[0].index, group[-1].index
 
 
-def _packed(
-    turns: Sequence[Turn], budget_tokens: int, max_turns: int | None, *, groups: int | None = None
-) -> list[list[Turn]]:
-    """Returns groups that fit by the sum of turns' tokens and line breaks; the first ``groups`` only, if given."""
-    found: list[list[Turn]] = []
-    room = 0
-    for turn in turns:
-        breaks = 1 + found[-1][-1].blank_after if found else 0
-        if not found or turn.tokens + breaks > room or (max_turns is not None and len(found[-1]) >= max_turns):
-            if groups is not None and len(found) == groups:
-                break
-            found.append([])
-            room, breaks = budget_tokens, 0
-        found[-1].append(turn)
+def _chars(group: Turns) -> int:
+    return group[-1].end - group[0].start
+
+
+def _packed(turns: Turns, budget_tokens: int, max_turns: int | None) -> Iterator[Turns]:
+    """Returns groups that fit by the sum of turns' tokens and line breaks."""
+    first, room, blank = 0, budget_tokens, 0
+    for at, turn in enumerate(turns):
+        breaks = 1 + blank if at > first else 0
+        if at > first and (turn.tokens + breaks > room or (max_turns is not None and at - first >= max_turns)):
+            yield turns[first:at]
+            first, room, breaks = at, budget_tokens, 0
         room -= turn.tokens + breaks
-    return found
+        blank = turn.blank_after
+    if first < len(turns):
+        yield turns[first:]

@@ -87,7 +87,7 @@ async def estimate(work: Work, cost: Cost) -> Estimate:
 async def _measure(work: Work, made: Estimate) -> None:
     if not work.text.strip():
         raise JobFailed("The text is empty: there is nothing to work on.", code="empty_input")
-    made.input_tokens = (await work.count([work.text.strip()]))[0]
+    made.input_tokens = await work.measure(work.text.strip())
     room = await work.room(work.manifest.prompt)
     made.context_length, made.prompt_tokens, made.max_generation = room.context, room.prompt, room.generation
     made.fits = made.input_tokens <= room.input

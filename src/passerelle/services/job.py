@@ -92,7 +92,7 @@ async def make(work: Work) -> Result:
     if not work.text.strip():
         raise JobFailed("The text is empty: there is nothing to work on.", code="empty_input")
     most = work.manifest.limits.max_input_tokens
-    if most is not None and (tokens := (await work.count([work.text]))[0]) > most:
+    if most is not None and (tokens := await work.measure(work.text)) > most:
         raise JobFailed(f"The text has {tokens} tokens; this service takes {most}.", code="input_too_long")
     strategy, content = await strategies.run(work)
     details = {"strategy": strategy.value, **work.details()}

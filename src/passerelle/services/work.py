@@ -22,15 +22,18 @@ from passerelle.domain.errors import ContextTooLong, PasserelleError, QuotaExhau
 from passerelle.jobs.context import JobFailed
 from passerelle.services.caller import Answer, ModelCaller, Options
 from passerelle.services.chunks import Chunk, Coverage, coverage
+from passerelle.services.cutter import split_turns
 from passerelle.services.manifest import Flavor, ServiceManifest
 from passerelle.services.prompts import INPUT, PREVIOUS, PromptTemplate
-from passerelle.services.turns import MIN_TURN_TOKENS, Turn, split_turns
+from passerelle.services.turn import MIN_TURN_TOKENS, Turns
 
 T = TypeVar("T")
 DEFAULT_CONTEXT_TOKENS = 4096
 """For a model whose window neither its server nor its configuration tells."""
 _SLACK_TOKENS = 16
 """Servers may put some marks around a prompt that counting does not show."""
+_WHOLE_CHARS = 131_072
+"""Longer texts are counted in parts: a server answers with the number of every token."""
 
 
 class Steps(Protocol):
@@ -102,7 +105,7 @@ class Work:
         self.text = text
         self.tally = Tally()
         self.warnings: list[str] = []
-        self.turns: list[Turn] = []
+        self.turns = Turns(text)
         self.read: list[Chunk] = []
         self._caller = caller
         self._steps = steps
@@ -134,7 +137,7 @@ class Work:
             self.warn(f"Answers have at most {generation} tokens: more do not fit the window of {context}.")
         return Room(context, fixed, generation, left)
 
-    async def split(self, room: Room) -> list[Turn]:
+    async def split(self, room: Room) -> Turns:
         """Returns the turns of the text, long ones cut; they are what coverage is told in."""
         longest = max(MIN_TURN_TOKENS, min(self.flavor.create_new_turn_after, room.input))
         self.turns = await split_turns(self.text, self.count, max_tokens=longest, language=self.manifest.language)
@@ -143,6 +146,18 @@ class Work:
     async def count(self, texts: Sequence[str]) -> list[int]:
         """Returns the tokens of each text."""
         return await self._caller.count(self.flavor.model, texts)
+
+    async def measure(self, text: str, enough: int | None = None) -> int:
+        """Returns the tokens of a text of any length; once there are more than ``enough``, some number above it.
+
+        A very long one is counted in parts that end with a line or a word: that is exact but for a token or so a part.
+        """
+        tokens = at = 0
+        while at < len(text) and (enough is None or tokens <= enough):
+            end = _part_end(text, at)
+            tokens += (await self.count([text[at:end]]))[0]
+            at = end
+        return tokens
 
     def coverage(self) -> Coverage:
         """Returns how much of the input was read."""
@@ -183,25 +198,28 @@ class Work:
         self.tally.add(answer)
         return answer
 
-    async def gather(self, asks: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-        """Runs calls together, as many as the model's servers bear, and returns what they do in order."""
+    async def gather(self, count: int, ask: Callable[[int], Awaitable[T]]) -> list[T]:
+        """Makes ``count`` calls, as many together as the model's servers bear; ``ask`` is given the number of each.
+
+        Returns the answers in order.
+        """
         places = self._caller.parallel(self.flavor.model)
         if self.manifest.limits.max_parallel is not None:
             places = min(places, self.manifest.limits.max_parallel)
-        waiting = iter(enumerate(asks))
+        waiting = iter(range(count))
         found: dict[int, T] = {}
 
         async def worker() -> None:
-            for index, ask in waiting:
-                found[index] = await ask()
+            for index in waiting:
+                found[index] = await ask(index)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(places, len(asks))):
+                for _ in range(min(places, count)):
                     group.create_task(worker())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return [found[index] for index in range(len(asks))]
+        return [found[index] for index in range(count)]
 
     # What is told.
 
@@ -287,6 +305,15 @@ class Work:
             f"The model '{model}' answered nothing, twice: look at the prompt, or take another model.",
             code="empty_answer",
         )
+
+
+def _part_end(text: str, at: int) -> int:
+    """Returns where the part that begins at ``at`` ends, for counting."""
+    end = at + _WHOLE_CHARS
+    if end >= len(text):
+        return len(text)
+    line, word = text.rfind("\n", at + 1, end), text.rfind(" ", at + 1, end)
+    return line + 1 if line > 0 else word if word > 0 else end
 
 
 def _passes(error: PasserelleError) -> bool:

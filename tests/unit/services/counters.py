@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from passerelle.services.turns import CountTokens
+from passerelle.services.turn import CountTokens
 
 
 def counting(count: Callable[[str], int]) -> CountTokens:

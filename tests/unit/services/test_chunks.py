@@ -11,7 +11,8 @@ from tests.unit.services.counters import COUNTERS, WORDS
 from tests.unit.services.test_turns import TEXT
 
 from passerelle.services.chunks import chunk, coverage, next_chunk
-from passerelle.services.turns import render_turns, split_turns
+from passerelle.services.cutter import split_turns
+from passerelle.services.turn import render_turns
 
 
 @given(
@@ -56,7 +57,7 @@ def test_one_chunk_after_another_goes_through_the_input(text: str, budgets: list
         while at < len(turns):
             budget = budgets[taken % len(budgets)]
             each = await next_chunk(turns, at, budget, count)
-            assert each.turns == tuple(turns[at : at + len(each.turns)])
+            assert [*each.turns] == [*turns][at : at + len(each.turns)]
             assert each.tokens <= budget
             at, taken = at + len(each.turns), taken + 1
 

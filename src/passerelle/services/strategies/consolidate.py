@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from passerelle.services.turns import UNKNOWN_SPEAKER, parse_turns
+from passerelle.services.turn import UNKNOWN_SPEAKER
+from passerelle.services.turns import parse_turns
 
 
 def consolidate(text: str) -> str:

@@ -8,7 +8,6 @@ here it must be JSON, or the part is asked once more.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -35,16 +34,14 @@ async def extract(work: Work) -> str:
             most = work.flavor.max_new_turns
             parts = await chunk(turns, room.input, work.count, max_turns=most, language=work.manifest.language)
 
-    def ask(part: Chunk) -> Callable[[], Awaitable[Any]]:
-        async def answered() -> Any:
-            value = await _value(work, part, len(parts), room)
-            work.done(len(part.turns))
-            return value
-
-        return answered
+    async def ask(number: int) -> Any:
+        part = parts[number]
+        value = await _value(work, part, len(parts), room)
+        work.done(len(part.turns))
+        return value
 
     with work.phase("processing", sum(len(part.turns) for part in parts)):
-        values = await work.gather([ask(part) for part in parts])
+        values = await work.gather(len(parts), ask)
     work.read = list(parts)
     merged: Any = None
     for value in values:

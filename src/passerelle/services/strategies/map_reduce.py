@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from passerelle.services.chunks import Chunk, chunk
+from passerelle.services.chunks import chunk
 from passerelle.services.work import Work
 
 
@@ -18,18 +16,16 @@ async def map_parts(work: Work) -> list[str]:
             turns, room.input, work.count, max_turns=work.flavor.max_new_turns, language=work.manifest.language
         )
 
-    def ask(part: Chunk) -> Callable[[], Awaitable[str]]:
-        async def answered() -> str:
-            filled = work.fill(prompt, part.text, part=part.index + 1, parts=len(parts))
-            answer = await work.ask(f"part-{part.index}", filled, room)
-            if answer.cut:
-                work.warn(f"The answer to part {part.index + 1} came to its longest length and may be cut off.")
-            work.done(len(part.turns))
-            return answer.text.strip()
-
-        return answered
+    async def ask(number: int) -> str:
+        part = parts[number]
+        filled = work.fill(prompt, part.text, part=number + 1, parts=len(parts))
+        answer = await work.ask(f"part-{number}", filled, room)
+        if answer.cut:
+            work.warn(f"The answer to part {number + 1} came to its longest length and may be cut off.")
+        work.done(len(part.turns))
+        return answer.text.strip()
 
     with work.phase("processing", sum(len(part.turns) for part in parts)):
-        answers = await work.gather([ask(part) for part in parts])
+        answers = await work.gather(len(parts), ask)
     work.read = parts
     return answers

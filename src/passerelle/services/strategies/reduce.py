@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-from passerelle.services.chunks import Chunk, chunk
-from passerelle.services.turns import split_turns
+from passerelle.services.chunks import chunk
+from passerelle.services.cutter import split_turns
 from passerelle.services.work import Room, Work
 
 
@@ -18,10 +16,10 @@ async def reduce(work: Work, result: str) -> str:
     room = await work.room(prompt)
     level = 0
     with work.phase("reducing"):
-        tokens = (await work.count([result]))[0]
+        tokens = await work.measure(result)
         while tokens > room.input:
             shorter = await _level(work, result, room, level)
-            count = (await work.count([shorter]))[0]
+            count = await work.measure(shorter)
             if count >= tokens:
                 work.warn("The results of the parts could not be reduced to one: they do not get shorter.")
                 return shorter
@@ -37,11 +35,8 @@ async def _level(work: Work, result: str, room: Room, level: int) -> str:
     turns = await split_turns(result, work.count, max_tokens=room.input, language=work.manifest.language)
     parts = await chunk(turns, room.input, work.count, language=work.manifest.language)
 
-    def ask(part: Chunk) -> Callable[[], Awaitable[str]]:
-        async def answered() -> str:
-            filled = work.fill(prompt, part.text, part=part.index + 1, parts=len(parts))
-            return (await work.ask(f"reduce-{level}-{part.index}", filled, room)).text.strip()
+    async def ask(number: int) -> str:
+        filled = work.fill(prompt, parts[number].text, part=number + 1, parts=len(parts))
+        return (await work.ask(f"reduce-{level}-{number}", filled, room)).text.strip()
 
-        return answered
-
-    return "\n".join(await work.gather([ask(part) for part in parts]))
+    return "\n".join(await work.gather(len(parts), ask))

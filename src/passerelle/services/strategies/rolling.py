@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from passerelle.services.chunks import next_chunk
-from passerelle.services.turns import MIN_TURN_TOKENS
+from passerelle.services.turn import MIN_TURN_TOKENS
 from passerelle.services.work import Room, Work
 
 

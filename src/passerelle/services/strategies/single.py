@@ -11,7 +11,7 @@ from passerelle.services.work import Room, Work
 async def fits(work: Work) -> bool:
     """Whether prompt, whole text and answer fit one call."""
     room = await work.room(work.manifest.prompt)
-    return await _tokens(work) <= room.input
+    return await work.measure(work.text.strip(), enough=room.input) <= room.input
 
 
 async def single(work: Work) -> str:
@@ -28,15 +28,11 @@ async def single(work: Work) -> str:
 
 async def whole(work: Work, room: Room) -> None:
     """Takes the whole text as one part that is read."""
-    tokens = await _tokens(work)
+    tokens = await work.measure(work.text.strip())
     if tokens > room.input:
         raise JobFailed(
             f"The text has {tokens} tokens and one pass reads {room.input}: take a strategy that reads it in parts.",
             code="context_length_exceeded",
         )
     work.turns = parse_turns(work.text)
-    work.read = [Chunk(0, tuple(work.turns), tokens)] if work.turns else []
-
-
-async def _tokens(work: Work) -> int:
-    return (await work.count([work.text.strip()]))[0]
+    work.read = [Chunk(0, work.turns, tokens)] if work.turns else []
