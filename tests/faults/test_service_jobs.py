@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.faults.table import row
 from tests.harness.gateway import GatewayProcess
 from tests.harness.oracles import becomes
 from tests.harness.postgres import running_postgres
+from tests.harness.rabbitmq import RabbitProcess, unavailable
 from tests.harness.upstreamd import Seen, Step, Upstream, normal, stall, status
 from tests.harness.valkey import ValkeyProcess
 
@@ -296,15 +298,20 @@ async def test_postgres_killed_under_service_jobs(tmp_path: Path) -> None:
 
 
 @row("E1")
-async def test_broker_and_celery_worker_killed_under_service_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["valkey", "rabbitmq"])
+async def test_broker_and_celery_worker_killed_under_service_jobs(tmp_path: Path, kind: str) -> None:
     """Celery's broker loses everything, then its worker dies: the database knows what is left to do."""
-    with ValkeyProcess(tmp_path / "broker") as broker:
+    if kind == "rabbitmq" and (why := unavailable()) is not None:
+        pytest.skip(why)
+    folder = tmp_path / "broker"
+    with ValkeyProcess(folder) if kind == "valkey" else RabbitProcess(folder) as broker:
         async with shop(tmp_path, jobs={"engine": "celery", "broker": broker.url}) as made:
             await made.open()
             await made.hire()
             prompts = await undisturbed(made)
             await made.submit("0101", "0102", "0103")
             await asyncio.to_thread(broker.kill)
+            shutil.rmtree(folder)
             await made.submit("0104", "0105")
             await asyncio.to_thread(broker.start)
             await made.submit("0106", "0107")
