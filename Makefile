@@ -11,7 +11,7 @@ PASSERELLE_HOME ?= $(HOME)/.passerelle
 
 SERVE_FLAGS := --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
-.PHONY: help serve test test-quick test-vllm test-triton check format bench docs lock clean
+.PHONY: help serve test test-quick test-vllm test-triton test-ray check format bench docs lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-vllm: $(VENV)/.dev ## A real vLLM on the CPU as target (builds a 3.4 GB env
 
 test-triton: $(VENV)/.dev ## A real Triton server as target (builds a 370 MB environment the first time)
 	@$(BIN)/python -m pytest tests/triton -m triton
+
+test-ray: $(VENV)/.dev ## Our Ray Serve application on a cluster of two nodes (builds an 800 MB environment the first time)
+	@$(BIN)/python -m pytest tests/rayserve -m ray
 
 check: $(VENV)/.dev ## Format, lint, types, import directions, stale documents
 	@$(BIN)/ruff format --check .

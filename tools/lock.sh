@@ -13,3 +13,4 @@ compile() {
 }
 compile --all-extras --group dev --output-file requirements/dev.txt
 compile --group build --constraint requirements/dev.txt --output-file requirements/base.txt
+compile deploy/ray/requirements.in --group build --constraint requirements/base.txt --output-file requirements/ray.txt

@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
     quick = "--quick" in arguments
     rest = [argument for argument in arguments if argument != "--quick"]
     outcomes = Outcomes()
-    selection = "not slow and not vllm and not triton" if quick else "not vllm and not triton"
+    selection = "not vllm and not triton and not ray"
+    if quick:
+        selection += " and not slow"
     status = int(pytest.main(["-q", "-m", selection, *rest], plugins=[outcomes]))
     failed = list(outcomes.failed)
     if status == pytest.ExitCode.TESTS_FAILED and 0 < len(failed) <= MAX_SECOND_TRIES:
