@@ -14,9 +14,10 @@ What a caller sees fail is one of:
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,13 @@ def _open_sqlite(url: URL) -> Database:
 
 def _try_sqlite(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> None:
     """Opens the file once here, so that a failure is raised here: in the driver it leaves a thread that speaks to our
-    event loop after the failure, and prints a traceback when that loop has ended."""
+    event loop after the failure, and prints a traceback when that loop has ended.
+
+    A file that is not there yet is made for its owner alone: it will hold the keys that sign tokens. Those beside it
+    (-wal, -shm) take its mode.
+    """
+    with suppress(OSError):
+        os.close(os.open(arguments[0], os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     sqlite3.connect(*arguments, **options).close()
 
 

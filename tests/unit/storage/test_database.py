@@ -53,6 +53,21 @@ async def test_a_password_is_never_shown(tmp_path: Path) -> None:
     await database.aclose()
 
 
+async def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    """Whatever the umask, and in a folder that others read: it holds the keys that sign tokens."""
+    before = os.umask(0)
+    try:
+        database = open_database(f"sqlite:///{tmp_path / 'shared.db'}", tmp_path)
+        await upgrade(database)
+        async with database.write() as connection:
+            await connection.execute(select(sequences))
+            modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        await database.aclose()
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("shared.db", "shared.db-wal", "shared.db-shm"), 0o600)
+
+
 async def test_sqlite_is_durable_and_checks_foreign_keys(tmp_path: Path) -> None:
     """Every connection has WAL, synchronous=FULL (2), foreign keys and a busy timeout."""
     database = open_database("sqlite", tmp_path)
