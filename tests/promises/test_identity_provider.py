@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import jwt
 import pytest
 import requests
 from tests.harness.gateway import GatewayProcess
@@ -151,6 +152,22 @@ def test_a_sign_on_that_did_not_begin_here(world: World, browser: requests.Sessi
     assert browser.get(mine, allow_redirects=False, timeout=30).status_code == 302
     assert browser.get(mine, allow_redirects=False, timeout=30).status_code == 400
     assert browser.get(f"{world.gateway.url}/auth/oidc/callback?state=x&state=y", timeout=30).status_code == 400
+
+
+def test_a_sign_on_that_took_too_long(world: World, browser: requests.Session) -> None:
+    """What the browser was given ends by itself: a copy that somebody kept is worth nothing after ten minutes."""
+    back = world.provider.consent(world.begin(browser), "ada")
+    kept = browser.cookies["passerelle_oidc"]
+    claims = jwt.decode(kept, options={"verify_signature": False})
+    assert 0 < claims["exp"] - time.time() <= 600
+    with closing(sqlite3.connect(world.gateway.home / "passerelle.db", timeout=20)) as database:
+        (secret,) = database.execute("select value from secrets where name = 'oidc-state'").fetchone()
+    without = {name: value for name, value in claims.items() if name != "exp"}
+    for changed in (claims | {"exp": int(time.time()) - 1}, without):
+        old = jwt.encode(changed, bytes.fromhex(secret), algorithm="HS256")
+        answer = requests.get(back, cookies={"passerelle_oidc": old}, allow_redirects=False, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "sign_in_expired")
+    assert browser.get(back, allow_redirects=False, timeout=30).status_code == 302
 
 
 def test_a_code_of_another_sign_on(world: World, browser: requests.Session) -> None:

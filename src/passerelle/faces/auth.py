@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -222,7 +223,9 @@ class AuthFace:
         after = after if after is not None and _LOCAL_PATH.fullmatch(after) else self._rules.after_sign_in
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         url = await provider.authorization_url(state, nonce, verifier)
-        kept = {"state": state, "nonce": nonce, "verifier": verifier, "next": after}
+        # Browsers forget it by then; a copy has to end, too.
+        end_s = int(time.time()) + OIDC_COOKIE_S
+        kept = {"state": state, "nonce": nonce, "verifier": verifier, "next": after, "exp": end_s}
         value = jwt.encode(kept, await self._on.secrets.get(_OIDC_KEY), algorithm="HS256")
         cookie = self._on.browser.set_cookie(OIDC_COOKIE, value, max_age_s=OIDC_COOKIE_S, path=_OIDC_PATH)
         await _redirect(context, url, [cookie])
@@ -310,7 +313,8 @@ class AuthFace:
         if value is None:
             return None
         try:
-            return jwt.decode(value, await self._on.secrets.get(_OIDC_KEY), algorithms=["HS256"])
+            key = await self._on.secrets.get(_OIDC_KEY)
+            return jwt.decode(value, key, algorithms=["HS256"], options={"require": ["exp"]})
         except (jwt.InvalidTokenError, ValueError):
             return None
 
