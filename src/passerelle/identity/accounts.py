@@ -19,6 +19,7 @@ from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound, 
 from passerelle.domain.ids import new_id
 from passerelle.domain.principal import ROLE_SCOPES, Principal, Role
 from passerelle.identity.audit import EVERYWHERE, Actor, append
+from passerelle.identity.keys import end_keys_of_user
 from passerelle.identity.passwords import Passwords, check
 from passerelle.identity.secrets import Secrets
 from passerelle.storage.engine import Database, StorageRejected
@@ -294,19 +295,20 @@ class Accounts:
     async def look_up(self, login: str) -> Account | None:
         """Returns the person of that e-mail address, else the one of that name if only one in all organisations has it.
 
-        One question, whoever exists: its time tells nothing.
+        Who registered and waits for an administrator takes nobody's name away: it means who is confirmed. One question,
+        whoever exists: its time tells nothing.
         """
         text = login.strip()
         if not text or "\0" in text or len(text) > 320:
             text = ""
         named = (users.c.email == text.lower()) | (users.c.name == text)
         # The address first: however many people were given it as their name, it means who has it.
-        first = case((users.c.email == text.lower(), 0), else_=1)
+        first = case((users.c.email == text.lower(), 0), (users.c.confirmed_at_ms.is_not(None), 1), else_=2)
         query = _query().where(named, users.c.kind == "person").order_by(first).limit(3)
         async with self._database.read() as connection:
             found = [_account(dict(row)) for row in (await connection.execute(query)).mappings()]
         addressed = [account for account in found if account.email == text.lower()]
-        chosen = addressed or found
+        chosen = addressed or [account for account in found if account.confirmed] or found
         return chosen[0] if len(chosen) == 1 else None
 
     async def _one(self, query: Select[Any]) -> Account | None:
@@ -414,8 +416,10 @@ class Accounts:
         before = {"role": account.role, "organisation": account.organisation, "project": account.project}
         after = {"role": role, "organisation": organisation, "project": project}
         async with self._database.write() as connection:
-            values = {**after, "changed": await next_change(connection), "version": users.c.version + 1}
+            changed = await next_change(connection)
+            values = {**after, "changed": changed, "version": users.c.version + 1}
             await connection.execute(update(users).where(users.c.id == account.id).values(**values))
+            await self._end_keys(connection, account, role, organisation, project, changed)
             await append(
                 connection,
                 Actor("system", "oidc", "oidc", address),
@@ -429,6 +433,22 @@ class Accounts:
         found = await self.get(account.id)
         assert found is not None
         return found
+
+    async def _end_keys(
+        self,
+        connection: AsyncConnection,
+        account: Account,
+        role: Role,
+        organisation: str,
+        project: str | None,
+        changed: int,
+    ) -> None:
+        """Revokes the person's keys that may do more than the new place, as when an administrator moves them."""
+        if organisation == account.organisation:
+            bounds: dict[str, Any] = {"beyond": ROLE_SCOPES[role], "outside": project}
+        else:
+            bounds = {}
+        await end_keys_of_user(connection, account.id, changed=changed, now_ms=self._now_ms(), **bounds)
 
     async def _must_exist(self, organisation: str, project: str | None) -> None:
         async with self._database.read() as connection:

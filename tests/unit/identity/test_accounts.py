@@ -11,11 +11,13 @@ import jwt
 import pytest
 import pytest_asyncio
 from sqlalchemy import insert, select, update
+from tests.harness.tenants import make_key, make_organisation
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthenticated
 from passerelle.domain.principal import ROLE_SCOPES, Role
 from passerelle.identity.accounts import RESET_S, Account, Accounts
 from passerelle.identity.audit import Actor, AuditLog
+from passerelle.identity.keys import KeyStore
 from passerelle.identity.passwords import Passwords
 from passerelle.identity.secrets import Secrets
 from passerelle.storage.engine import Database
@@ -113,12 +115,24 @@ async def test_a_name_that_two_organisations_have_is_nobody(world: World) -> Non
     async with world.database.write() as connection:
         row = {"id": "org_2", "name": "two", "created_at_ms": 1, "created_by": "test", "changed": 0, "version": 1}
         await connection.execute(insert(organisations).values(**row))
-    await world.accounts.register(
+    other = await world.accounts.register(
         "ada", "ada@two.example.org", GOOD, organisation="org_2", address=None, request_id=None
     )
+    await world.change(other.id, confirmed_at_ms=1)
     with pytest.raises(Unauthenticated):
         await world.accounts.sign_in("ada", GOOD)
     assert (await world.accounts.sign_in("ada@example.org", GOOD)).organisation == "default"
+
+
+async def test_who_registers_takes_nobodys_name_away(world: World) -> None:
+    """Somebody waiting for an administrator in another organisation does not keep its owner from signing on by it."""
+    made = await world.register()
+    for name in ("two", "three", "four"):
+        elsewhere = (await make_organisation(world.database, name)).id
+        await world.accounts.register(
+            "ada", f"ada@{name}.example", GOOD, organisation=elsewhere, address=None, request_id=None
+        )
+    assert (await world.accounts.sign_in("ada", GOOD)).id == made.id
 
 
 async def test_an_address_means_who_has_it(world: World) -> None:
@@ -284,6 +298,26 @@ async def test_a_provider_names_people(world: World) -> None:
     await world.change(first.id, disabled_at_ms=1)
     with pytest.raises(Forbidden):
         await world.accounts.adopt("https://idp|1", role=Role.ADMIN, project="default", **named)
+
+
+async def test_a_provider_that_lowers_a_role_ends_keys_beyond_it(world: World) -> None:
+    """As when an administrator does it: for good, and only those; another organisation ends all of them."""
+    named = {"name": "Ada", "email": None, "project": None, "create": True}
+    ada = await world.accounts.adopt("https://idp|1", role=Role.ADMIN, organisation="default", **named)
+    wide = await make_key(world.database, user=ada.id, scopes=ROLE_SCOPES[Role.ADMIN])
+    plain = await make_key(world.database, user=ada.id)
+    store = KeyStore(world.database, "default")
+
+    async def alive() -> list[bool]:
+        return [(await store.get(key.key.id)).revoked_at_ms is None for key in (wide, plain)]
+
+    await world.accounts.adopt("https://idp|1", role=Role.MEMBER, organisation="default", **named)
+    assert await alive() == [False, True]
+    await world.accounts.adopt("https://idp|1", role=Role.ADMIN, organisation="default", **named)
+    assert await alive() == [False, True]
+    other = (await make_organisation(world.database, "acme")).id
+    await world.accounts.adopt("https://idp|1", role=Role.ADMIN, organisation=other, **named)
+    assert await alive() == [False, False]
 
 
 async def test_a_provider_takes_over_no_account(world: World) -> None:
