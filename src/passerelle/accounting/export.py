@@ -1,7 +1,7 @@
 """Usage rows as a file: CSV for spreadsheets, Parquet for data tools, in pieces, so that memory stays bounded.
 
 A spreadsheet runs a cell that begins like a formula, and callers name models and requests as they like. So in CSV text
-that begins with ``= + - @``, a tab or a carriage return gets an apostrophe before it
+that begins with ``= + - @``, wide ones included, a tab or the end of a line gets an apostrophe before it
 (https://owasp.org/www-community/attacks/CSV_Injection). Parquet holds every text as it is.
 """
 
@@ -23,7 +23,7 @@ from passerelle.storage.tables import usage
 COLUMNS = tuple(column.name for column in usage.c)
 """The columns of a file: those of the ledger, in its order."""
 PAGE_ROWS = 5000
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Form(StrEnum):

@@ -19,7 +19,20 @@ from passerelle.accounting.report import Grouping, UsageFilter, UsageReport
 from passerelle.domain.errors import BadRequest
 from passerelle.storage.engine import Database
 
-AWKWARD = ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\tx", "\rx", 'a,"b"\nc', "日本語", "plain"]
+AWKWARD = [
+    '=HYPERLINK("http://x")',
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    "\nx",
+    "\uff1d1",
+    "\uff20x",
+    'a,"b"\nc',
+    "日本語",
+    "plain",
+]
 
 
 async def exported(database: Database, form: Form, where: UsageFilter | None = None) -> bytes:
@@ -35,7 +48,7 @@ async def test_csv_holds_every_call_and_no_formula(database: Database, monkeypat
     lines = list(csv.DictReader(io.StringIO((await exported(database, Form.CSV)).decode(), newline="")))
     assert tuple(lines[0]) == COLUMNS
     shown = [line["requested_model"] for line in lines]
-    assert shown == [f"'{name}" if name[0] in "=+-@\t\r" else name for name in AWKWARD]
+    assert shown == [f"'{name}" if name[0] in "=+-@\t\r\n\uff1d\uff20" else name for name in AWKWARD]
     assert {(line["stream"], line["user_id"], line["total_ms"]) for line in lines} == {("0", "", "100.0")}
 
 
