@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,15 @@ class Shop:
 
     def kill(self) -> None:
         """SIGKILL for whatever runs."""
-        if self.gateway is not None:
-            self.gateway.signal(signal.SIGKILL)
-            self.gateway.wait(20)
-            self.gateway = None
+        self.shut()
         self.dismiss()
+
+    def shut(self) -> None:
+        """SIGKILL for the gateway."""
+        gateway, self.gateway = self.gateway, None
+        if gateway is not None:
+            gateway.signal(signal.SIGKILL)
+            gateway.wait(20)
 
     def dismiss(self) -> None:
         """SIGKILL for the worker."""
@@ -258,6 +263,44 @@ async def test_gateways_and_workers_killed_at_random(tmp_path: Path) -> None:
         await made.insist(*asked)
         await made.check(120)
         await as_undisturbed(made, prompts)
+
+
+@row("E1", "E2", "E3", "E4")
+@pytest.mark.timeout(120 + 10 * KILLS)
+async def test_whatever_there_is_killed_at_random(tmp_path: Path) -> None:
+    """Gateway, Celery's worker, its broker with all messages, PostgreSQL: each dies in its turn, at any moment."""
+    rng = random.Random(12)
+    folder = tmp_path / "broker"
+    with running_postgres() as server, ValkeyProcess(folder) as broker:
+        jobs = {"engine": "celery", "broker": broker.url}
+        async with shop(tmp_path, database=await server.new_database(), jobs=jobs) as made:
+            await made.open()
+            await made.hire()
+            prompts = await undisturbed(made)
+            deaths: list[tuple[Callable[[], None], Callable[[], Awaitable[object]]]] = [
+                (made.shut, made.open),
+                (made.dismiss, made.hire),
+                (broker.kill, partial(asyncio.to_thread, broker.start)),
+                (server.kill, partial(asyncio.to_thread, server.restart)),
+            ]
+            asked: list[str] = []
+            for number in range(KILLS):
+                names = [f"{2 * number + 1:04}", f"{2 * number + 2:04}"]
+                asked += names
+                if number % len(deaths) == 0:
+                    rng.shuffle(deaths)
+                kill, again = deaths[number % len(deaths)]
+                submitting = asyncio.create_task(made.submit(*names))
+                await asyncio.sleep(rng.uniform(0.005, 0.6))  # the moment is the point
+                await asyncio.to_thread(kill)
+                await asyncio.sleep(rng.uniform(0, 0.3))
+                await again()
+                await submitting
+            await made.insist(*asked)
+            await made.check(120)
+            await as_undisturbed(made, prompts)
+            assert made.worker is not None and made.worker.poll() is None
+            assert made.gateway is not None and made.gateway.get("/health")[0] == 200
 
 
 @row("E1", "E2", "E3")
