@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from tests.conformance.matrix import Face, Row, reason, wanted
+from tests.conformance.matrix import WORDS, Face, Row, events, reason, wanted
 from tests.harness.gateway import GatewayProcess
 
 _ROWS_S = 20.0
@@ -32,8 +32,10 @@ def ask_all(gateway: GatewayProcess, faces: Sequence[Face], rows: Sequence[Row])
     """Asks every face of every row, several at a time; returns the answers once their usage rows are there."""
     cells = [(face, row) for face in faces for row in rows]
     gateway.wait_ready()
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    alone = httpx.Limits(max_keepalive_connections=0)  # a connection whose answer broke is closed by the gateway
     with (
-        httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {gateway.key}"}, timeout=60) as client,
+        httpx.Client(base_url=gateway.url, headers=headers, timeout=60, limits=alone) as client,
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(pool.map(lambda cell: _ask(client, *cell), cells))
@@ -127,3 +129,25 @@ def _check_row(face: Face, row: Row, asked: Asked, usage: tuple[int, int] | None
     assert found["completion_tokens"] > 0
     if usage is not None:
         assert usage == (found["prompt_tokens"], found["completion_tokens"])
+
+
+_STREAM_ERRORS = ("[ERROR]", "error", "response.failed")
+_GOOD_ENDS = ("[DONE]", "message_stop", "response.completed", "response.incomplete")
+
+
+def check_broken(face: Face, asked: Asked) -> None:
+    """Checks the answer of a server that broke: nothing of it looks like success, and nothing of its words is shown."""
+    assert b"CANARY" not in asked.body
+    assert asked.row is not None
+    if not face.stream:
+        assert asked.status in (404, 424, 429, 502, 503), asked.body
+        assert json.loads(asked.body)
+        assert (asked.row["outcome"], asked.row["completion_tokens"]) == ("failed", 0)
+        return
+    assert asked.status == 200
+    names = [event if isinstance(event, str) else event.get("type", "") for event in events(asked.body)]
+    last = events(asked.body)[-1]
+    assert names[-1] in _STREAM_ERRORS or "error" in last
+    assert not set(names) & set(_GOOD_ENDS)
+    assert WORDS[0] in asked.body.decode() or repr(WORDS[0].encode()) in asked.body.decode()
+    assert (asked.row["outcome"], asked.row["completion_tokens"]) == ("broken", 2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 WORDS = ("Bonjour", ",", " monde", " é", "!")
@@ -24,7 +24,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 LIMIT = 16
 TEXT_ONLY = frozenset({"text"})
 OPENAI = frozenset(
-    {"text", "tools", "history", "logprobs", "schema", "choices", "echo", "prompts", "ids", "bias"}
+    {"text", "tools", "history", "logprobs", "schema", "choices", "echo", "prompts", "ids", "bias", "min_p"}
     | {"tokenizer", "detokenizer"}
 )
 
@@ -32,13 +32,15 @@ OPENAI = frozenset(
 @dataclass(frozen=True)
 class Row:
     """A model. ``can`` is what its server is able to do; ``counts`` says that it tells tokens, ``tells_length`` that
-    it tells an answer that was cut from one that ended. ``words`` is its answer, None for a real model's."""
+    it tells an answer that was cut from one that ended. ``words`` is its answer, None for a real model's; ``ends`` says
+    that the answer is shorter than `LIMIT`."""
 
     name: str
     can: frozenset[str] = TEXT_ONLY
     counts: bool = True
     tells_length: bool = True
     words: tuple[str, ...] | None = WORDS
+    ends: bool = True
 
     @property
     def says(self) -> str | None:
@@ -95,7 +97,8 @@ def wanted(face: Face, row: Row) -> Told:
     if face.cut and row.words is not None:
         text = "".join(row.words[:2])
     called = text == "look_up({})"
-    finish = "tool_calls" if called else "length" if face.cut and row.tells_length else "stop"
+    length = (face.cut or not row.ends) and row.tells_length
+    finish = "tool_calls" if called else "length" if length else "stop"
     return Told(text or "", finish)
 
 
@@ -116,7 +119,9 @@ def events(body: bytes) -> list[Any]:
 
 
 def _usage(usage: Mapping[str, Any] | None, prompt: str = "prompt_tokens", answer: str = "completion_tokens") -> Any:
-    return None if not usage or not usage.get(prompt) else (usage[prompt], usage.get(answer) or 0)
+    if not usage or not usage.get(prompt):
+        return None
+    return usage[prompt] + usage.get("cache_read_input_tokens", 0), usage.get(answer) or 0
 
 
 def _calls(calls: Any) -> str:
@@ -466,6 +471,7 @@ FEATURE_FACES = (
         _needs("pictures"),
         "pictures",
     ),
+    Face("min-p", CHAT, _CHAT | {"min_p": 0.1}, chat_document, "chat", _needs("min_p"), "min_p"),
     Face(
         "logprobs",
         CHAT,
@@ -493,7 +499,7 @@ OTHER_FACES = (
         tokens,
         "tokenize",
         frozenset({"tokenizer"}),
-        "operation",
+        "offer",
         text=_constant("counted"),
     ),
     Face(
@@ -503,7 +509,7 @@ OTHER_FACES = (
         count,
         "tokenize",
         frozenset({"tokenizer"}),
-        "operation",
+        "offer",
         text=_constant("counted"),
     ),
     Face(
@@ -513,7 +519,7 @@ OTHER_FACES = (
         detokenized,
         "detokenize",
         frozenset({"detokenizer"}),
-        "operation",
+        "offer",
         text=_constant("counted"),
     ),
     Face(
@@ -523,7 +529,7 @@ OTHER_FACES = (
         embedded,
         "embedding",
         frozenset({"vectors"}),
-        "operation",
+        "offer",
         text=_constant("vectors"),
     ),
     Face(
@@ -546,5 +552,12 @@ OTHER_FACES = (
         "model",
         text=_by,
     ),
+)
+BREAK = "Please BREAK off now"
+"""A question that the scripted servers break at: whole answers fail, streams after two words."""
+BROKEN_FACES = tuple(
+    replace(face, name=f"{face.name}-broken", body=json.loads(json.dumps(face.body).replace(QUESTION, BREAK)))
+    for face in TEXT_FACES
+    if face.name not in ("chat-system", "prompt", "response-background")
 )
 FACES = (*TEXT_FACES, *CUT_FACES, *FEATURE_FACES, *OTHER_FACES)

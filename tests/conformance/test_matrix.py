@@ -12,24 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.conformance.asked import Asked, ask_all, check
-from tests.conformance.matrix import FACES, OPENAI, WORDS, Face, Row
+from tests.conformance.asked import Asked, ask_all, check, check_broken
+from tests.conformance.matrix import BREAK, BROKEN_FACES, FACES, OPENAI, WORDS, Face, Row
 from tests.conformance.test_text_engines import legacy_stream, tgi_routes, tgi_stream
 from tests.harness.gateway import GatewayProcess
 from tests.harness.tritond import TRT, VLLM, TritonStandIn
-from tests.harness.upstreamd import Seen, Step, UpstreamThread, body, end, headers, normal, status
+from tests.harness.upstreamd import Seen, Step, UpstreamThread, body, end, headers, normal, reset, status
 
 ROWS = (
     Row("vllm", OPENAI | {"pictures"}),
-    Row("llama-server", OPENAI),
+    Row("llama-server", OPENAI - {"echo"}),
     Row("tgi", frozenset({"text", "history", "logprobs", "schema", "tokenizer"})),
-    Row("vllm-legacy", counts=False, tells_length=False),
-    Row("triton-vllm"),
+    Row("vllm-legacy", frozenset({"text", "min_p"}), counts=False, tells_length=False),
+    Row("triton-vllm", frozenset({"text", "min_p"})),
     Row("triton-trt", counts=False, tells_length=False),
     Row("embedder", frozenset({"vectors", "rank", "tokenizer", "detokenizer"})),
     Row("ranker", frozenset({"rank", "tokenizer", "detokenizer", "ranks"})),
 )
 
+
+TEXT_ROWS = tuple(row for row in ROWS if "text" in row.can)
 
 # Each server's wire.
 
@@ -43,10 +45,17 @@ def openai_wire(seen: Seen) -> list[Step]:
     asked = seen.json
     chat = seen.path.endswith("/chat/completions")
     if not asked.get("stream"):
-        return document(openai_document(asked, chat=chat))
+        return [status(500)] if breaks(seen) else document(openai_document(asked, chat=chat))
     chunks = [*openai_chunks(asked, chat=chat), "[DONE]"]
+    if breaks(seen):
+        chunks = [*chunks[:2], {"error": {"message": "it broke at CANARY", "type": "server_error", "code": 500}}]
     lines = [b"data: " + (each.encode() if isinstance(each, str) else json.dumps(each).encode()) for each in chunks]
     return [headers(), *[body(line + b"\n\n") for line in lines], end()]
+
+
+def breaks(seen: Seen) -> bool:
+    """Whether the server is to break off."""
+    return BREAK.encode() in seen.body
 
 
 def document(content: Any) -> list[Step]:
@@ -112,6 +121,10 @@ def tgi_wire(seen: Seen) -> list[Step]:
     if known is not None:
         return known
     words, reason = cut({"max_tokens": seen.json["parameters"].get("max_new_tokens")})
+    if breaks(seen):
+        first = b"\n\n".join(tgi_stream(words).split(b"\n\n")[:4]) + b"\n\n"
+        error = {"error": "Request failed during generation: CANARY", "error_type": "generation"}
+        return [headers(), body(first), body(b"data: " + json.dumps(error).encode() + b"\n\n"), end()]
     stream = tgi_stream(words).replace(b"eos_token", b"length" if reason == "length" else b"eos_token")
     return [headers(), body(stream.replace(b'"generated_tokens": 5', b'"generated_tokens": %d' % len(words))), end()]
 
@@ -120,6 +133,8 @@ def legacy_wire(seen: Seen) -> list[Step]:
     """vLLM's first route."""
     if seen.method == "GET":
         return [normal()]
+    if breaks(seen):
+        return [headers(), body(legacy_stream(WORDS[:2])), reset()]
     return [headers(), body(legacy_stream(cut(seen.json)[0])), end()]
 
 
@@ -173,7 +188,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         ]
         config = {"models": models, "accounting": {"flush_interval_s": 0.05}}
         with GatewayProcess(tmp_path_factory.mktemp("matrix") / "home", config) as gateway:
-            yield Servers(gateway, ask_all(gateway, FACES, ROWS))
+            asked = ask_all(gateway, FACES, ROWS)
+            yield Servers(gateway, asked | ask_all(gateway, BROKEN_FACES, TEXT_ROWS))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -181,3 +197,46 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def test_cell(servers: Servers, face: Face, row: Row) -> None:
     """Text, finish reason and usage are the server's; a refusal names its reason; one usage row says the same."""
     check(face, row, servers.asked[face.name, row.name])
+
+
+@pytest.mark.parametrize("row", TEXT_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("face", BROKEN_FACES, ids=lambda face: face.name)
+def test_broken_cell(servers: Servers, face: Face, row: Row) -> None:
+    """A server that breaks is told in the dialect's own way; a stream keeps what had come and never ends well."""
+    check_broken(face, servers.asked[face.name, row.name])
+
+
+def test_a_field_without_a_tensor_is_named(servers: Servers) -> None:
+    """Sampling that a TensorRT-LLM model has no input for is left out, and the answer says so."""
+    left_out = servers.asked["opea", "triton-trt"].headers["x-passerelle-dropped-fields"]
+    assert "repetition_penalty" in left_out
+    assert "x-passerelle-dropped-fields" not in servers.asked["opea", "triton-vllm"].headers
+
+
+def test_what_a_server_does_not_offer_costs_it_nothing(servers: Servers) -> None:
+    """Asking a chat model for embeddings again and again is the caller's mistake: its target stays in use."""
+    for _ in range(8):
+        assert servers.gateway.post("/v1/embeddings", {"model": "vllm", "input": "a"})[0] == 400
+    router = json.loads(servers.gateway.get("/admin/router", key=servers.gateway.key)[1])
+    (target,) = next(model for model in router["models"] if model["model"] == "vllm")["targets"]
+    assert target["state"] == "ready"
+
+
+EMBEDDED_ROWS = (
+    Row("smollm2-135m-instruct", OPENAI - {"echo"}, words=None),
+    Row("multilingual-e5-small", frozenset({"vectors", "rank"}), words=None),
+)
+
+
+@pytest.fixture(scope="module")
+def embedded(embedded_gateway: GatewayProcess) -> dict[tuple[str, str], Asked]:
+    """The answers of the embedded models."""
+    return ask_all(embedded_gateway, FACES, EMBEDDED_ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", EMBEDDED_ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("face", FACES, ids=lambda face: face.name)
+def test_embedded_cell(embedded: dict[tuple[str, str], Asked], face: Face, row: Row) -> None:
+    """The same of the models that run here: what they write is theirs, all else is as of the others."""
+    check(face, row, embedded[face.name, row.name])

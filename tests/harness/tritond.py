@@ -56,7 +56,8 @@ class TritonSeen:
 
 @dataclass
 class TritonStandIn:
-    """The server. Both models say ``words``, cut at ``max_tokens``; ``gone`` counts requests that were cancelled."""
+    """The server. Both models say ``words``, cut at ``max_tokens``, and break after two words at a prompt with BREAK;
+    ``gone`` counts requests that were cancelled."""
 
     words: Sequence[str]
     requests: list[TritonSeen] = field(default_factory=list)
@@ -122,6 +123,9 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 self._told.hold.wait(30)
             if not context.is_active():
                 self._told.gone += 1
+                return
+            if number == 2 and "BREAK" in seen.inputs["text_input"]:
+                yield service_pb2.ModelStreamInferResponse(error_message="Error generating stream: CANARY")
                 return
             last = number + 1 == len(words)
             tensors: list[tuple[str, str, Any]] = [("text_output", _TEXT, word)]

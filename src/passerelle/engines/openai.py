@@ -17,6 +17,7 @@ What the server's status means to the gateway is decided here and nowhere else:
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -42,6 +43,7 @@ from passerelle.engines.client import (
     request_head,
     retry_after,
 )
+from passerelle.engines.generation import refused
 from passerelle.engines.rejection import read_rejection
 from passerelle.engines.tokenizers import ServerKind, Tokenizer
 from passerelle.engines.transport import Answer, Origin, Pool, Transport
@@ -56,6 +58,11 @@ _PATHS = {
     Operation.RERANK: "/rerank",
     Operation.SCORE: "/score",
 }
+_IGNORED: Mapping[ServerKind, Mapping[str, str]] = {
+    ServerKind.LLAMACPP: {"echo": "does not repeat the prompt", "suffix": "cannot fill in before a suffix"}
+}
+"""Fields of completions that a kind of server answers without, and says nothing."""
+_UNSAID = (b"null", b"false", b'""')
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,8 @@ class OpenAIEngine:
         path = _PATHS.get(request.operation)
         if path is None:
             return await self._tokenizer(target, request_id, timeout_s).answer(request)
+        if request.operation is Operation.COMPLETION:
+            self._refuse_ignored(request, target)
         body = request.render(target.model, include_usage=True)
         chat = request.operation is Operation.CHAT
         answer = await self._post(target, target.url, path, body, request_id, timeout_s, optional=not chat)
@@ -192,6 +201,13 @@ class OpenAIEngine:
         return Tokenizer(target.model, kind, post)
 
     # One request.
+
+    def _refuse_ignored(self, request: Request, target: Target) -> None:
+        """Raises EngineRejected for a field that this kind of server takes and passes over in silence."""
+        server = self._servers.get((target.url, target.model))
+        for name, why in _IGNORED.get(server.kind, {}).items() if server is not None else ():
+            if name in request.fields and bytes(request.fields[name]) not in _UNSAID:
+                raise refused(name, why)
 
     async def _post(
         self,

@@ -15,7 +15,7 @@ A chat needs a template: the server's own, by ``/chat_tokenize``, unless the tar
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -192,28 +192,33 @@ class _Reader:
         self._choice = Choice()
         self._details: _Details | None = None
 
-    def feed(self, chunk: bytes) -> bytes:
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
         """As `passerelle.engines.translation.Reader.feed`."""
         try:
             block = self._aligner.feed(chunk)
         except ValueError:
             raise EngineBroke("an event is larger than allowed") from None
-        return b"".join([self._event(data) for data in iter_data(block)])
+        yield from self._events(block)
 
-    def end(self) -> bytes:
+    def end(self) -> Iterator[bytes]:
         """As `passerelle.engines.translation.Reader.end`."""
-        rest = b"".join([self._event(data) for data in iter_data(self._aligner.flush())])
+        yield from self._events(self._aligner.flush())
         details = self._details
         if details is None or details.finish_reason not in _FINISH:
             raise EngineBroke("the stream ended without its details")
-        if not self._holder.hit:
-            rest += self._say(self._holder.rest(), [])
+        rest = b"" if self._holder.hit else self._say(self._holder.rest(), [])
         reason = _FINISH[details.finish_reason]
         counted = (details.input_length, details.generated_tokens)
         if self.stream:
-            return rest + self._writer.finish(reason) + self._writer.usage(*counted) + DONE
+            yield rest + self._writer.finish(reason) + self._writer.usage(*counted) + DONE
+            return
         self._choice.finish_reason = reason
-        return self._writer.document([self._choice], counted)
+        yield self._writer.document([self._choice], counted)
+
+    def _events(self, block: bytes) -> Iterator[bytes]:
+        for data in iter_data(block):
+            if out := self._event(data):
+                yield out
 
     def _event(self, data: bytes) -> bytes:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from passerelle.engines.base import EngineBroke, EngineError
@@ -17,11 +17,15 @@ class Reader(Protocol):
     pieces: int
     """How many pieces of text came so far: about as many as tokens, for servers that tell none."""
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Takes bytes as they arrived; returns the events they make, nothing when the answer is one document."""
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Takes bytes as they arrived; yields the events they make, nothing when the answer is one document.
 
-    def end(self) -> bytes:
-        """Takes the end of the answer; returns the last events, or the whole document."""
+        What stands before a fault in the same bytes is yielded before it is raised: how the network cut an answer
+        makes no difference.
+        """
+
+    def end(self) -> Iterator[bytes]:
+        """Takes the end of the answer; yields the last events, or the whole document."""
 
 
 class TranslatedReply:
@@ -87,20 +91,18 @@ class TranslatedReply:
             try:
                 if limit_bytes is not None and received > limit_bytes:
                     raise EngineBroke(f"the answer is larger than {limit_bytes} bytes")
-                data = self._reader.feed(chunk)
+                for data in self._reader.feed(chunk):
+                    feed(data)
             except EngineError as error:
                 fault = error
                 raise EngineBroke(error.reason) from error
-            if data:
-                feed(data)
 
         try:
             await self._answer.pump(take)
-            data = self._reader.end()
+            for data in self._reader.end():
+                feed(data)
         except EngineError as error:
             raise self._told(fault or error) from error
-        if data:
-            feed(data)
 
     def _told(self, error: EngineError) -> EngineError:
         """Once something went out, the only thing to say is that the answer broke."""

@@ -10,6 +10,8 @@ the reason is always "stop", and tokens are what was relayed. A chat is rendered
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from passerelle.domain.model import Target
@@ -110,17 +112,19 @@ class _Reader:
         self._repeated = 0
         self._choice = Choice()
 
-    def feed(self, chunk: bytes) -> bytes:
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
         """As `passerelle.engines.translation.Reader.feed`."""
         *whole, rest = chunk.split(b"\0")
         if not whole:
             self._keep(rest)
-            return b""
+            return
         whole[0] = bytes(self._waiting) + whole[0]
         self._waiting = bytearray(rest)
-        return b"".join([self._document(part) for part in whole if part.strip()])
+        for part in whole:
+            if part.strip() and (out := self._document(part)):
+                yield out
 
-    def end(self) -> bytes:
+    def end(self) -> Iterator[bytes]:
         """As `passerelle.engines.translation.Reader.end`; the last document may lack its NUL."""
         out = self._document(bytes(self._waiting)) if self._waiting.strip() else b""
         if not self._came:
@@ -128,9 +132,10 @@ class _Reader:
         if not self._holder.hit:
             out += self._say(self._holder.rest())
         if self.stream:
-            return out + self._writer.finish("stop") + DONE
+            yield out + self._writer.finish("stop") + DONE
+            return
         self._choice.finish_reason = "stop"
-        return self._writer.document([self._choice])
+        yield self._writer.document([self._choice])
 
     def _keep(self, part: bytes) -> None:
         self._waiting += part
