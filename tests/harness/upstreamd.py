@@ -403,6 +403,9 @@ async def _tokenizer(exchange: Exchange, path: str, request: dict[str, Any]) -> 
         await _json(exchange, {"prompt": "\n".join(lines)})
     elif path == "/tokenize":
         words = _prompt(request)
+        if upstream.kind == "llamacpp" and isinstance(request["content"], list):
+            await _json(exchange, {"tokens": _mixed(request["content"])})
+            return
         if upstream.kind == "vllm" and "messages" in request:
             words += ["<role>"] * len(request["messages"])
         ids = [len(word) for word in words]
@@ -413,6 +416,11 @@ async def _tokenizer(exchange: Exchange, path: str, request: dict[str, Any]) -> 
     else:
         text = " ".join("x" * count for count in request["tokens"])
         await _json(exchange, {"prompt" if upstream.kind == "vllm" else "content": text})
+
+
+def _mixed(content: list[str | int]) -> list[int]:
+    """As llama-server: texts become tokens, and tokens stay as they are."""
+    return [i for part in content for i in ([part] if isinstance(part, int) else map(len, part.split()))]
 
 
 # The server.

@@ -17,7 +17,7 @@ This docstring is the contract; ``tests/conformance/test_engine.py`` runs it aga
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -131,6 +131,12 @@ class Engine(Protocol):
 
     async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
         """Returns the exact number of prompt tokens, by the server's own tokenizer; None when it offers none."""
+
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        """Returns the tokens of each text as the prompt of a completion, in as few requests as the server allows.
+
+        None when it offers no tokenizer.
+        """
 
     async def aclose(self) -> None:
         """Closes idle connections and aborts the others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -54,6 +54,11 @@ class ManagedEngine:
         """As `Engine.count_tokens`."""
         placed = self._place(target)
         return None if placed is None else await self._inner.count_tokens(request, placed, timeout_s=timeout_s)
+
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        """As `Engine.count_texts`."""
+        placed = self._place(target)
+        return None if placed is None else await self._inner.count_texts(texts, placed, timeout_s=timeout_s)
 
     async def aclose(self) -> None:
         """Nothing of its own to close: the inner engine belongs to the registry."""

@@ -17,7 +17,7 @@ What the server's status means to the gateway is decided here and nowhere else:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -179,6 +179,13 @@ class OpenAIEngine:
         """As `Engine.count_tokens`. None also when the server fails to answer: sending will tell why."""
         try:
             return await self._tokenizer(target, "token-count", timeout_s).count(request)
+        except EngineError:
+            return None
+
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        """As `Engine.count_texts`. None also when the server fails to answer, as above."""
+        try:
+            return await self._tokenizer(target, "token-count", timeout_s).count_texts(texts)
         except EngineError:
             return None
 

@@ -35,7 +35,7 @@ from passerelle.engines.generation import Generation, read_generation, refused
 from passerelle.engines.rejection import overflow_code, scrub
 from passerelle.engines.sse import EventAligner, iter_data
 from passerelle.engines.templates import render
-from passerelle.engines.tokenizers import Document
+from passerelle.engines.tokenizers import Document, count_each
 from passerelle.engines.translation import TranslatedReply
 from passerelle.engines.transport import Transport
 from passerelle.engines.wire import DONE, AnswerWriter, Choice, StopHolder, TokenLogprob
@@ -145,6 +145,17 @@ class TgiEngine:
                 return len((await self._chat_tokens(generation, target, timeout_s)).tokenize_response)
             prompt = await self._prompt(generation, target, timeout_s)
             return len(await self._tokens(prompt, target, timeout_s))
+        except EngineError:
+            return None
+
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        """As `Engine.count_texts`: a request for each."""
+
+        async def count(text: str) -> int:
+            return len(await self._tokens(text, target, timeout_s))
+
+        try:
+            return await count_each(texts, count)
         except EngineError:
             return None
 

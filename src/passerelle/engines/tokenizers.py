@@ -3,6 +3,7 @@
 vLLM:          POST /tokenize {model, prompt | messages} -> {count, max_model_len, tokens}
                POST /detokenize {model, tokens} -> {prompt}
 llama-server:  POST /tokenize {content, add_special, parse_special, with_pieces} -> {tokens}
+               ``content`` may be a list of texts and token ids: their tokens follow one another in the answer
                POST /detokenize {tokens} -> {content}
                POST /apply-template {messages, tools} -> {prompt}
 
@@ -12,8 +13,9 @@ Servers that have neither are said so; nothing is ever estimated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
@@ -21,6 +23,12 @@ import msgspec
 from passerelle.domain.request import Operation, Request
 from passerelle.engines.base import EngineBroke, EngineRejected
 
+_BETWEEN = -1
+"""Stands between texts that are counted together: no token has this id."""
+_CHARS_TOGETHER, _TEXTS_TOGETHER = 65_536, 2_048
+"""What one request counts at most."""
+_COUNTS_AT_ONCE = 16
+"""Requests of one count at the same time, where each takes one text."""
 MAX_COUNTED_PROMPTS = 16
 """A request that holds more texts than this is not counted beforehand."""
 
@@ -148,6 +156,35 @@ class Tokenizer:
         counts = await asyncio.gather(*(self._count_text(prompt, kind) for prompt in prompts))
         return max(counts, default=None)
 
+    async def count_texts(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the tokens of each text as the prompt of a completion, None without tokenizer. Raises EngineError."""
+        kind, _ = await self._kind()
+        if kind is ServerKind.OTHER:
+            return None
+        if kind is ServerKind.VLLM:
+            return await count_each(texts, lambda text: self._count_text(text, kind))
+        counts: list[int] = []
+        for some in _together(texts):
+            counts += await self._llama_counts(some)
+        return counts
+
+    async def _llama_counts(self, texts: Sequence[str]) -> list[int]:
+        """Counts texts in one request, with ids that no token has between them.
+
+        llama-server adds what begins a prompt (BOS) to the first text of a list only: that is an empty one here, and
+        what it takes is added to each.
+        """
+        content: list[str | int] = [""]
+        for text in texts:
+            content += (_BETWEEN, text)
+        document = {"content": content, "add_special": True, "parse_special": True}
+        tokens = _decoded(_Tokens, await self._post("/tokenize", msgspec.json.encode(document))).tokens
+        ends = [at for at, token in enumerate(tokens) if token == _BETWEEN]
+        if len(ends) != len(texts):
+            raise EngineBroke("the tokenizer's answer does not part the texts it was given")
+        special = ends[0]
+        return [special + high - low - 1 for low, high in pairwise([*ends, len(tokens)])]
+
     async def _count_chat(self, request: Request, kind: ServerKind) -> int:
         if kind is ServerKind.VLLM:
             names = ("messages", "tools")
@@ -194,6 +231,38 @@ class Tokenizer:
     async def _llama_text(self, request: Request) -> bytes:
         body = msgspec.json.encode({"tokens": request.fields["tokens"]})
         return msgspec.json.encode(_Prompt(_decoded(_Content, await self._post("/detokenize", body)).content))
+
+
+async def count_each(texts: Sequence[str], count: Callable[[str], Awaitable[int]]) -> list[int]:
+    """Counts texts one by one, some at a time, by servers that take one. Raises EngineError."""
+    counts = [0] * len(texts)
+    waiting = iter(enumerate(texts))
+
+    async def some() -> None:
+        for index, text in waiting:
+            counts[index] = await count(text)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_COUNTS_AT_ONCE, len(texts))):
+                group.create_task(some())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return counts
+
+
+def _together(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Returns the texts in lists for one request each."""
+    some: list[str] = []
+    chars = 0
+    for text in texts:
+        if some and (chars + len(text) > _CHARS_TOGETHER or len(some) == _TEXTS_TOGETHER):
+            yield some
+            some, chars = [], 0
+        some.append(text)
+        chars += len(text)
+    if some:
+        yield some
 
 
 def _prompts(given: object) -> list[str | list[int]] | None:

@@ -152,6 +152,10 @@ class TritonEngine:
         """As `Engine.count_tokens`: Triton offers no tokenizer."""
         return None
 
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        """As `Engine.count_texts`: Triton offers no tokenizer."""
+        return None
+
     async def aclose(self) -> None:
         """Closes all connections."""
         clients, self._clients = list(self._clients.values()), {}

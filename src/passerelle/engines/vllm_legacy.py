@@ -10,7 +10,7 @@ the reason is always "stop", and tokens are what was relayed. A chat is rendered
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -90,6 +90,10 @@ class VllmLegacyEngine:
 
     async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
         """As `Engine.count_tokens`: these servers offer no tokenizer."""
+        return None
+
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        """As `Engine.count_texts`: these servers offer no tokenizer."""
         return None
 
     async def aclose(self) -> None:

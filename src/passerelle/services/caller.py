@@ -25,9 +25,10 @@ from passerelle.gateway.targets import Fleet
 
 PARALLEL_WITHOUT_LIMIT = 32
 """Calls at one time of a model whose servers name no bound: as many as keep a batching server busy."""
-_COUNTS_AT_ONCE = 16
-_COUNTS_KEPT = 20_000
+_COUNTS_KEPT = 1_000
 """Counts of texts that one caller remembers, by their digests."""
+_COUNT_TRIES = 4
+_COUNT_WAIT_S = 0.5
 _COUNT_TIMEOUT_S = 10.0
 _BYTES_PER_TOKEN = 2.5
 """For servers that offer no tokenizer: fewer bytes than a token of any common vocabulary has on average."""
@@ -158,6 +159,15 @@ class GatewayCaller:
         target = candidates[0].target
         return await self._engines[target.engine].count_tokens(request, target, timeout_s=_COUNT_TIMEOUT_S)
 
+    async def count_texts(self, model: Model, texts: Sequence[str]) -> list[int] | None:
+        """Returns the tokens of texts by the tokenizer of one of the model's servers, None without one."""
+        pool = self._fleet.pool(model.name)
+        candidates = None if pool is None else pool.candidates()
+        if candidates is None:
+            return None
+        target = candidates[0].target
+        return await self._engines[target.engine].count_texts(texts, target, timeout_s=_COUNT_TIMEOUT_S)
+
     def window_of(self, name: str) -> int | None:
         """Returns a model's context window in tokens."""
         model = self.model(name)
@@ -178,6 +188,8 @@ class _Caller:
         self._service = service
         self._priority = priority
         self._counted: dict[tuple[str, bytes], int] = {}
+        self._exact: set[str] = set()
+        """Models whose tokens were counted by their own tokenizer."""
 
     async def ask(self, model: str, prompt: str, options: Options) -> Answer:
         began = time.monotonic()
@@ -197,23 +209,20 @@ class _Caller:
 
     async def count(self, model: str, texts: Sequence[str]) -> list[int]:
         keys = [(model, _digest(text)) for text in texts]
-        fresh = iter({key: text for key, text in zip(keys, texts, strict=True) if key not in self._counted}.items())
-
-        async def some() -> None:
-            for key, text in fresh:
-                self._counted[key] = await self._count(model, _completion(model, text), text)
-
-        # As many tasks as questions at one time, not as texts: a book has a hundred thousand.
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_COUNTS_AT_ONCE, len(keys))):
-                group.create_task(some())
+        fresh = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._counted}
+        if fresh:
+            found = await self._count_texts(model, [*fresh.values()])
+            self._counted.update(zip(fresh, found, strict=True))
         counts = [self._counted[key] for key in keys]
         if len(self._counted) > _COUNTS_KEPT:
             self._counted.clear()
         return counts
 
     async def count_prompt(self, model: str, prompt: str) -> int:
-        return await self._count(model, _chat(model, prompt, Options(max_tokens=1)), prompt)
+        found = self._gateway.model(model)
+        request = _chat(model, prompt, Options(max_tokens=1))
+        tokens = None if found is None else await self._gateway.count_one(found, request)
+        return _guess(prompt) if tokens is None else tokens
 
     def window(self, model: str) -> int | None:
         return self._gateway.window_of(model)
@@ -222,10 +231,22 @@ class _Caller:
         capacity = self._gateway.capacity_of(model)
         return PARALLEL_WITHOUT_LIMIT if capacity is None else max(1, capacity)
 
-    async def _count(self, model: str, request: Request, text: str) -> int:
+    async def _count_texts(self, model: str, texts: Sequence[str]) -> list[int]:
+        """Counts by the model's tokenizer, or guesses where it has none.
+
+        A tokenizer that counted before and does not answer is asked again: a text that is cut by guesses now and by
+        counts in a later attempt would be cut at other places, and no finished call would be found again.
+        """
         found = self._gateway.model(model)
-        tokens = None if found is None else await self._gateway.count_one(found, request)
-        return max(1, round(len(text.encode()) / _BYTES_PER_TOKEN)) if tokens is None else tokens
+        for attempt in range(_COUNT_TRIES):
+            counts = None if found is None else await self._gateway.count_texts(found, texts)
+            if counts is not None:
+                self._exact.add(model)
+                return counts
+            if model not in self._exact:
+                return [_guess(text) for text in texts]
+            await asyncio.sleep(_COUNT_WAIT_S * 2**attempt)
+        raise UpstreamFailed(f"The tokenizer of '{model}' does not answer any more; retry the job.")
 
 
 class _Waiting:
@@ -315,12 +336,12 @@ def _chat(model: str, prompt: str, options: Options) -> Request:
     return _request(Operation.CHAT, model, document, options.max_tokens)
 
 
+def _guess(text: str) -> int:
+    return max(1, round(len(text.encode()) / _BYTES_PER_TOKEN))
+
+
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _completion(model: str, text: str) -> Request:
-    return _request(Operation.COMPLETION, model, {"model": model, "prompt": text}, None)
 
 
 def _request(operation: Operation, model: str, document: Mapping[str, Any], max_tokens: int | None) -> Request:

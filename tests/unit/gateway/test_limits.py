@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,9 @@ class ScriptedEngine:
     async def count_tokens(self, request: Request, target: Target, *, timeout_s: float) -> int | None:
         self.counted += 1
         return self.tokens
+
+    async def count_texts(self, texts: Sequence[str], target: Target, *, timeout_s: float) -> list[int] | None:
+        return None
 
     async def aclose(self) -> None:
         """Holds nothing."""
