@@ -72,11 +72,12 @@ class QueueStatus(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TargetStatus(msgspec.Struct, forbid_unknown_fields=True):
-    """One target. ``since`` is seconds since the epoch; counts are of the process that answers."""
+    """One target. ``since`` is seconds since the epoch; counts are of the process that answers. ``url`` is told to who
+    may drain it."""
 
     id: str
     engine: str
-    url: str
+    url: str | None
     model: str
     state: Literal["starting", "ready", "busy", "draining", "down"]
     since: float

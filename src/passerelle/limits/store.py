@@ -7,7 +7,7 @@ polls it. A removed limit leaves its row, so that every process learns of the re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -349,14 +349,26 @@ class PriceStore:
             raise NotFound(f"There is no price {price_id[:64]!r}.")
         return _price(row)
 
-    async def page(self, count: int, after: tuple[str, int] | None = None, *, model: str | None = None) -> list[Price]:
-        """Returns at most ``count`` prices by model and beginning, those after the (model, from_ms) given."""
+    async def page(
+        self,
+        count: int,
+        after: tuple[str, int] | None = None,
+        *,
+        model: str | None = None,
+        among: Collection[str] | None = None,
+    ) -> list[Price]:
+        """Returns at most ``count`` prices by model and beginning, those after the (model, from_ms) given.
+
+        ``model`` is the one model wanted, ``among`` those that the caller may know of; None is all.
+        """
         query = select(prices).order_by(prices.c.model, prices.c.from_ms).limit(count)
         if after is not None:
             later = and_(prices.c.model == after[0], prices.c.from_ms > after[1])
             query = query.where(or_(prices.c.model > after[0], later))
         if model is not None:
             query = query.where(prices.c.model == model)
+        if among is not None:
+            query = query.where(prices.c.model.in_(sorted(among)))
         async with self._database.read() as connection:
             return [_price(row) for row in (await connection.execute(query)).mappings()]
 

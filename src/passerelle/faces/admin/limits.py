@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from passerelle.domain.errors import BadRequest, Forbidden
+from passerelle.domain.errors import BadRequest, Forbidden, NotFound
 from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.dispatch import ANY_KEY, Context
 from passerelle.faces.admin.resource import (
@@ -36,6 +36,7 @@ from passerelle.faces.admin.resource import (
 )
 from passerelle.faces.body import decode
 from passerelle.faces.described import AFTER, IDEMPOTENCY_KEY, IF_MATCH, LIMIT, ORGANISATION, Described, Parameter
+from passerelle.identity.keys import KeyStore
 from passerelle.limits.keeper import BookKeeper
 from passerelle.limits.price import NANO, amount_text, parse_amount
 from passerelle.limits.rule import LimitRule, Measure, Period, SubjectKind
@@ -211,8 +212,24 @@ class LimitsFace:
     async def _own(self, context: Context, store: LimitStore) -> LimitRule:
         """Returns the limit that is meant, if the caller may change it. Raises NotFound and Forbidden."""
         rule = (await store.get(context.parameters["limit"])).rule
-        _may_set(context.caller, rule.subject_kind)
+        caller = context.caller
+        _may_set(caller, rule.subject_kind)
+        if Scope.ADMIN not in caller.scopes and await self._is_of(caller, rule):
+            raise Forbidden("This limit was set for you: ask another administrator to change it.")
         return rule
+
+    async def _is_of(self, caller: Principal, rule: LimitRule) -> bool:
+        """Whether a limit counts the caller's own calls in particular: as a user, or by one of their keys."""
+        if rule.subject_kind is SubjectKind.USER:
+            return rule.subject_id == caller.user
+        if rule.subject_kind is not SubjectKind.KEY or rule.subject_id == caller.key_id:
+            return rule.subject_kind is SubjectKind.KEY
+        if caller.user is None:
+            return False
+        try:
+            return (await KeyStore(self._database, rule.organisation).get(rule.subject_id)).user == caller.user
+        except NotFound:  # a caller that is in no table, such as the static key
+            return False
 
     async def _standings(self, rules: Sequence[LimitRule]) -> Sequence[dict[str, Any]]:
         """Returns the fields that tell how limits stand, asked all at once."""

@@ -69,11 +69,13 @@ class PricesFace:
         self._repeats = repeats
 
     async def list(self, context: Context) -> None:
-        """``GET /admin/prices``."""
+        """``GET /admin/prices``: of the models that are the caller's to call."""
         parameters = query(context, "limit", "after", "model")
         asked = page(parameters, str, int)
         after: Any = asked.after
-        found = await self._store.page(asked.limit + 1, after, model=parameters.get("model"))
+        found = await self._store.page(
+            asked.limit + 1, after, model=parameters.get("model"), among=context.caller.models
+        )
         shown = listed(found, asked, _place)
         await respond(context, Listed([_answer(each) for each in shown.data], shown.has_more, shown.next))
 

@@ -188,7 +188,7 @@ def expected_version(context: Context) -> int | None:
     tag = values[0].strip() if values else b"*"
     if tag == b"*":
         return None
-    found = re.fullmatch(rb'"([0-9]{1,9})"', tag)
+    found = re.fullmatch(rb'"([1-9][0-9]{0,8})"', tag)
     return -1 if found is None else int(found[1])
 
 

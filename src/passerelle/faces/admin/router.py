@@ -9,6 +9,7 @@ import os
 
 from passerelle.catalog.holder import Catalog
 from passerelle.domain.errors import NotFound
+from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import Context
 from passerelle.faces.health import respond_json
 from passerelle.gateway.admit import Admission
@@ -30,8 +31,13 @@ class RouterFace:
         self._prober = prober
 
     async def show(self, context: Context) -> None:
-        """``GET /admin/router``: each model's targets with state, since when and why, and its queue."""
-        error = self._catalog.last_error
+        """``GET /admin/router``: each model's targets with state, since when and why, and its queue.
+
+        A tenant sees the models that are theirs to call, without addresses and configuration, which are the operator's.
+        """
+        caller = context.caller
+        operates = caller.allows(Scope.ROUTER_WRITE)
+        error = self._catalog.last_error if operates else None
         await respond_json(
             context,
             {
@@ -41,7 +47,11 @@ class RouterFace:
                 "workers": 1 if self._seat is None else self._seat.workers,
                 "workers_running": [os.getpid()] if self._seat is None else self._seat.pids,
                 "answered_by": os.getpid(),
-                "models": [self._model(name) for name in self._catalog.current.models],
+                "models": [
+                    self._model(name, operates)
+                    for name in self._catalog.current.models
+                    if operates or caller.may_call(name)
+                ],
             },
         )
 
@@ -65,7 +75,7 @@ class RouterFace:
             raise _no_target()
         await respond_json(context, _target(state))
 
-    def _model(self, name: str) -> dict[str, object]:
+    def _model(self, name: str, operates: bool) -> dict[str, object]:
         pool = self._fleet.pool(name)
         if pool is None:
             return {"model": name, "policy": None, "queue": None, "targets": []}
@@ -80,7 +90,10 @@ class RouterFace:
                 "capacity": queue.capacity,
                 "drain_rate_per_s": queue.drain_rate_per_s(),
             },
-            "targets": [_target(state) for state in (*pool.members, *pool.shadows)],
+            "targets": [
+                _target(state) if operates else _target(state) | {"url": None}
+                for state in (*pool.members, *pool.shadows)
+            ],
         }
 
 

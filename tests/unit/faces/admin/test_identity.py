@@ -234,3 +234,97 @@ def test_who_belongs_to_a_project_does_not_lift_its_budget(operator: Client) -> 
         assert lead.ask("GET", f"/admin/limits/{elsewhere}")[0] == 404
         assert lead.ask("POST", "/admin/limits", {"subject_kind": "key", "subject_id": other, **tokens})[0] == 404
         assert lead.ask("POST", "/admin/limits", {"subject_kind": "key", "subject_id": key["id"], **tokens})[0] == 201
+
+
+def test_nobody_lifts_a_limit_that_was_set_for_them(operator: Client) -> None:
+    """An administrator's own, as a user or by any key of theirs, is another's to change; so nothing is won by the right
+    to set limits of others. A tighter one they may give themselves."""
+    user = operator.made("/admin/users", {"name": "self", "role": "admin"})["id"]
+    scopes = ["inference", "limits:read", "limits:write", "organisation:read", "organisation:write", "keys:read"]
+    key = operator.made("/admin/keys", {"name": "self", "user": user, "scopes": scopes})
+    second = operator.made("/admin/keys", {"name": "second", "user": user})["id"]
+    other = operator.made("/admin/keys", {"name": "somebody else's"})["id"]
+    fields = {"measure": "requests", "period": "day", "value": 5}
+    with Client(operator.gateway, key["key"]) as admin:
+        for kind, subject in (("user", user), ("key", key["id"]), ("key", second)):
+            limit = operator.made("/admin/limits", {"subject_kind": kind, "subject_id": subject, **fields})["id"]
+            for method, body in (("PATCH", {"value": 500}), ("PATCH", {"hard": False}), ("DELETE", None)):
+                assert admin.ask(method, f"/admin/limits/{limit}", body)[0] == 403, (kind, method)
+            assert admin.ask("GET", f"/admin/limits/{limit}")[1]["value"] == 5
+        tighter = {"subject_kind": "user", "subject_id": user, "measure": "tokens", "period": "day", "value": 5}
+        assert admin.ask("POST", "/admin/limits", tighter)[0] == 201
+        theirs = operator.made("/admin/limits", {"subject_kind": "key", "subject_id": other, **fields})["id"]
+        assert admin.ask("PATCH", f"/admin/limits/{theirs}", {"value": 6})[0] == 200
+
+
+def test_a_tenant_sees_targets_and_prices_of_its_models_only(operator: Client) -> None:
+    """Names of others, where model servers are, and what is wrong with the configuration are the operator's to see."""
+    organisation = operator.made("/admin/organisations", {"name": "one model", "models": ["near"]})["id"]
+    user = operator.made(f"/admin/users?organisation={organisation}", {"name": "o", "role": "owner"})["id"]
+    body = {"name": "o", "user": user, "scopes": ["router:read", "limits:read"]}
+    key = operator.made(f"/admin/keys?organisation={organisation}", body)["key"]
+    for model in ("near", "far"):
+        operator.made("/admin/prices", {"model": model, "input": "1", "output": "2"})
+    with Client(operator.gateway, key) as tenant:
+        status, shown = tenant.ask("GET", "/admin/router")
+        assert status == 200, shown
+
+        assert [each["model"] for each in shown["models"]] == ["near"]
+        assert [target["url"] for target in shown["models"][0]["targets"]] == [None]
+        assert shown["reload_error"] is None
+        assert [each["model"] for each in tenant.ask("GET", "/admin/prices")[1]["data"]] == ["near"]
+        assert tenant.ask("GET", "/admin/prices?model=far")[1]["data"] == []
+    whole = operator.ask("GET", "/admin/router")[1]
+    assert {each["model"]: each["targets"][0]["url"] for each in whole["models"]} == dict.fromkeys(
+        ("near", "far"), "http://127.0.0.1:9/v1"
+    )
+    assert {each["model"] for each in operator.ask("GET", "/admin/prices")[1]["data"]} == {"near", "far"}
+
+
+def test_a_cursor_of_another_tenant_leads_nowhere_else(operator: Client) -> None:
+    """It is a place in an order, not a right: the page that follows is of who asks."""
+    two = {}
+    for name in ("first tenant", "second tenant"):
+        organisation = operator.made("/admin/organisations", {"name": name})["id"]
+        user = operator.made(f"/admin/users?organisation={organisation}", {"name": "o", "role": "owner"})["id"]
+        scopes = ["organisation:read", "keys:read", "limits:read", "usage:read", "audit:read"]
+        body = {"name": "o", "user": user, "scopes": scopes}
+        two[name] = (organisation, operator.made(f"/admin/keys?organisation={organisation}", body)["key"])
+    first, second = two["first tenant"][0], two["second tenant"][1]
+    for path in ("projects", "users", "keys", "audit"):
+        for number in range(2):
+            if path != "audit":
+                operator.made(f"/admin/{path}?organisation={first}", {"name": f"n{number}"})
+        page = operator.ask("GET", f"/admin/{path}?organisation={first}&limit=1")[1]
+        assert page["next"], path
+        with Client(operator.gateway, second) as stranger:
+            status, found = stranger.ask("GET", f"/admin/{path}?after={page['next']}")
+            assert status == 200
+            assert {each["organisation"] for each in found["data"]} <= {two["second tenant"][0]}, path
+            assert stranger.ask("GET", f"/admin/{path}?organisation={first}&after={page['next']}")[0] == 404
+
+
+def test_an_idempotency_key_is_its_callers(operator: Client) -> None:
+    """The same one of another caller, in another tenant too, is another request: nobody is told what others did."""
+    organisation = operator.made("/admin/organisations", {"name": "repeats"})["id"]
+    user = operator.made(f"/admin/users?organisation={organisation}", {"name": "o", "role": "owner"})["id"]
+    body = {"name": "o", "user": user, "scopes": ["organisation:read", "organisation:write"]}
+    key = operator.made(f"/admin/keys?organisation={organisation}", body)["key"]
+    mine = operator.ask("POST", "/admin/projects", {"name": "same"}, idempotency_key="shared")[1]
+    with Client(operator.gateway, key) as tenant:
+        theirs = tenant.ask("POST", "/admin/projects", {"name": "same"}, idempotency_key="shared")[1]
+        assert "idempotent-replayed" not in tenant.headers
+        assert (theirs["organisation"], theirs["id"] != mine["id"]) == (organisation, True)
+        status, told = tenant.ask("POST", "/admin/projects", {"name": "other"}, idempotency_key="shared")
+        assert (status, told["error"]["code"]) == (422, "idempotency_key_reused")
+    query = f"/admin/projects?organisation={organisation}"
+    assert operator.ask("POST", query, {"name": "same"}, idempotency_key="shared")[0] == 422
+
+
+@pytest.mark.parametrize("tag", ['W/"1"', '"01"', "1", '"1', '"-1"', '"*"', '"1","2"', "*, *", '"99999999999"'])
+def test_no_odd_entity_tag_passes_for_the_version(operator: Client, tag: str) -> None:
+    """Only the very tag of the present version, or the star that asks for none, lets a change through."""
+    made = operator.made("/admin/projects", {"name": f"tag {tag}"})
+    one = f"/admin/projects/{made['id']}"
+    assert operator.ask("PATCH", one, {"name": "passed"}, if_match=tag)[0] in (400, 412)
+    assert operator.ask("GET", one)[1] == made
