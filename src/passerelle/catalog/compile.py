@@ -18,6 +18,7 @@ from passerelle.catalog.schema import DEFAULT_MODELS, ENGINES, OPTIONS, ModelSec
 from passerelle.catalog.shape import Shaper
 from passerelle.catalog.snapshot import Snapshot
 from passerelle.domain.model import Fallbacks, Model, ModelKind, Target, Timeouts
+from passerelle.domain.vllm import first_of_ours
 
 CATALOG_KEYS = frozenset({"models", "models_file"})
 _REASONS = ("context", "overload", "error")
@@ -191,7 +192,7 @@ class _Compiler:
             model=upstream,
             weight=section.weight,
             priority=section.priority,
-            max_concurrent=section.max_concurrent,
+            max_concurrent=section.max_concurrent or rule.at_once,
             labels=MappingProxyType(dict(section.labels)),
             timeouts=Timeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s),
             shadow=section.shadow,
@@ -210,6 +211,9 @@ class _Compiler:
             self.shaper.report(each.mark("targets", index, name), f"{key}.{name}", message, accepted)
         if section.ca_file is not None and "ca_file" in rule.options:
             given["ca_file"] = self._ca_file(each.mark("targets", index, "ca_file"), f"{key}.ca_file", section.ca_file)
+        if (ours := first_of_ours(section.arguments or ())) is not None:
+            message = f"{ours} is for Passerelle to decide, and cannot be given to vLLM"
+            self.shaper.report(each.mark("targets", index, "arguments"), f"{key}.arguments", message)
         return given
 
     def _ca_file(self, mark: Mark, key: str, written: str) -> str:

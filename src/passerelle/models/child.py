@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,10 +46,17 @@ class Assignment(msgspec.Struct, frozen=True):
         return f"Assignment(name={self.name!r}, port={self.port})"
 
 
-def take_assignment() -> Assignment:
+def _exit() -> NoReturn:
+    os._exit(0)
+
+
+def take_assignment(
+    *, end: Callable[[], NoReturn] = _exit, death_signal: signal.Signals = signal.SIGKILL
+) -> Assignment:
     """Reads the assignment from standard input and ties this process to its parent.
 
-    Ends the process with one line on standard error when there is no valid assignment.
+    ``end`` is called, on any thread, when the parent closed our standard input; ``death_signal`` is what the kernel
+    sends when it died. Ends the process with one line on standard error when there is no valid assignment.
     """
     line = bytearray()
     while not line.endswith(b"\n") and len(line) < _LONGEST_ASSIGNMENT_BYTES:
@@ -60,7 +68,7 @@ def take_assignment() -> Assignment:
         assignment = msgspec.json.decode(bytes(line), type=Assignment)
     except msgspec.MsgspecError as error:
         refuse(f"the assignment cannot be read: {error}")
-    _tie_to_parent(assignment.parent_pid)
+    _tie_to_parent(assignment.parent_pid, end, death_signal)
     return assignment
 
 
@@ -85,21 +93,21 @@ def wait_asleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _tie_to_parent(parent_pid: int) -> None:
+def _tie_to_parent(parent_pid: int, end: Callable[[], NoReturn], death_signal: signal.Signals) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains first
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, death_signal)
         try:
             # When memory runs out the kernel should take the model server, not the gateway.
             Path("/proc/self/oom_score_adj").write_text("500")
         except OSError:
             pass
     if os.getppid() != parent_pid:
-        os._exit(0)
-    threading.Thread(target=_exit_at_end_of_input, name="parent-watch", daemon=True).start()
+        end()
+    threading.Thread(target=_end_with_input, args=(end,), name="parent-watch", daemon=True).start()
 
 
-def _exit_at_end_of_input() -> None:
+def _end_with_input(end: Callable[[], NoReturn]) -> None:
     while os.read(0, 4096):
         pass
-    os._exit(0)
+    end()

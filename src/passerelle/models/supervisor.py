@@ -73,6 +73,10 @@ class ChildSpec:
     in tokens, for the catalog to publish. ``memory_limit_bytes`` is explained in the module's docstring, None for no
     limit. ``ready_timeout_s`` bounds the time from start to a loaded model. ``engine_options`` are what the engine that
     talks to it has to know (as `passerelle.domain.model.Target.options`) where the configuration does not say.
+
+    ``port`` is 0 for any free one. ``stop_grace_s`` is what it needs at least between SIGTERM and SIGKILL.
+    ``inherited_prefixes`` name further environment variables it gets. ``has_descendants`` says that it starts processes
+    of its own: what is left of them is killed when it has ended.
     """
 
     name: str
@@ -82,6 +86,10 @@ class ChildSpec:
     memory_limit_bytes: int | None = None
     ready_timeout_s: float = 300.0
     engine_options: Mapping[str, object] = field(default_factory=dict)
+    port: int = 0
+    stop_grace_s: float = 0.0
+    inherited_prefixes: tuple[str, ...] = ()
+    has_descendants: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,10 @@ class ChildFailed(Exception):
 
 
 class Supervisor:
-    """Runs the given children until `stop`. ``on_change`` is told every new state, on the event loop."""
+    """Runs the given children until `stop`. ``on_change`` is told every new state, on the event loop.
+
+    Raises OSError when a port that a child asks for is taken.
+    """
 
     def __init__(self, children: Sequence[ChildSpec], *, on_change: Callable[[ChildState], None] | None = None) -> None:
         names = [spec.name for spec in children]
@@ -119,6 +130,10 @@ class Supervisor:
     async def wait_ready(self, name: str) -> None:
         """Returns when the child is ready. Raises ChildFailed once it can no longer become so."""
         await self._children[name].wait_ready()
+
+    async def wait_change(self, name: str) -> None:
+        """Returns when the child enters another state."""
+        await self._children[name].wait_change()
 
     def address(self, name: str) -> str:
         """Returns ``http://127.0.0.1:PORT`` of the child, the same for the supervisor's lifetime. Raises KeyError."""
@@ -144,7 +159,7 @@ class ManagedChild:
         self.spec = spec
         self.api_key = secrets.token_urlsafe(32)
         self.spawned = asyncio.Event()
-        self._reserved, self._port = _reserve_port()
+        self._reserved, self._port = _reserve_port(spec.port)
         self.address = f"http://{HOST}:{self._port}"
         self.state = ChildState(spec.name, ChildPhase.STARTING, time.time(), "not started yet", None, 0, self.address)
         self._on_change = on_change
@@ -167,9 +182,13 @@ class ManagedChild:
                 raise ChildFailed(self.state.why)
             await self._changed.wait()
 
+    async def wait_change(self) -> None:
+        """Returns when the child enters another state."""
+        await self._changed.wait()
+
     async def stop(self, grace_s: float) -> None:
         """Ends the child for good, and gives its port back."""
-        self._grace_s = grace_s
+        self._grace_s = max(grace_s, self.spec.stop_grace_s)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -220,6 +239,8 @@ class ManagedChild:
             return ready_s, ended.result(), killed_why or self._describe(ended.result())
         finally:
             await _end(process, ended, self._grace_s)
+            if self.spec.has_descendants:
+                _signal(process, signal.SIGKILL)
             drain.cancel()
             await asyncio.wait([drain])
 
@@ -231,7 +252,7 @@ class ManagedChild:
             stdout=DEVNULL,
             stderr=PIPE,
             start_new_session=True,
-            env=_child_environment(),
+            env=_child_environment(self.spec.inherited_prefixes),
         )
         assignment = {
             "name": self.spec.name,
@@ -329,12 +350,16 @@ def default_memory_limit_bytes() -> int | None:
     return total * 8 // 10
 
 
-def _reserve_port() -> tuple[socket.socket | None, int]:
+def _reserve_port(wanted: int) -> tuple[socket.socket | None, int]:
     reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if sys.platform == "linux":
         # Two sockets may be bound to one port when both say SO_REUSEADDR and neither listens yet.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind((HOST, 0))
+    try:
+        reserved.bind((HOST, wanted))
+    except OSError:
+        reserved.close()
+        raise
     port: int = reserved.getsockname()[1]
     if sys.platform == "linux":
         return reserved, port
@@ -342,11 +367,10 @@ def _reserve_port() -> tuple[socket.socket | None, int]:
     return None, port
 
 
-def _child_environment() -> dict[str, str]:
+def _child_environment(further_prefixes: tuple[str, ...]) -> dict[str, str]:
     """What a model server needs to run, and none of the gateway's secrets."""
-    return {
-        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-    }
+    prefixes = (*_INHERITED_PREFIXES, *further_prefixes)
+    return {name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(prefixes)}
 
 
 async def _is_healthy(port: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from passerelle.catalog.snapshot import Snapshot
@@ -27,11 +27,16 @@ class ServiceUpstream:
         """
         if self._url is None:
             return snapshot
-        known = {name: model for name, model in snapshot.models.items() if not _is_ours(model)}
+        known = self.without(snapshot.models)
         whole = Snapshot(known)
         missing = [name for name in dict.fromkeys(names) if whole.resolve(name) is None]
         models = known | {name: self._model(name) for name in missing}
         return snapshot if models == dict(snapshot.models) else replace(snapshot, models=models)
+
+    @staticmethod
+    def without(models: Mapping[str, Model]) -> dict[str, Model]:
+        """Returns the models that are not from here."""
+        return {name: model for name, model in models.items() if not _is_ours(model)}
 
     def _model(self, name: str) -> Model:
         assert self._url is not None

