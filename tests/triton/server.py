@@ -70,19 +70,21 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def triton(site: Path, folder: Path) -> Iterator[Triton]:
-    """Runs the server with our models, and stops it by its process id."""
+def triton(site: Path, folder: Path, *, models: Path = MODELS, backends: Path | None = None) -> Iterator[Triton]:
+    """Runs the server with ``models``, and stops it by its process id. ``backends`` holds further ones, in Python."""
     server = site / "pytriton" / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    backends = folder / "backends"
-    shutil.copytree(server / "backends" / "python", backends / "python")
-    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
-    shutil.copytree(MODELS, folder / "models")
+    installed = folder / "backends"
+    shutil.copytree(server / "backends" / "python", installed / "python")
+    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", installed / "python")
+    if backends is not None:
+        shutil.copytree(backends, installed, dirs_exist_ok=True)
+    shutil.copytree(models, folder / "models")
     http, grpc, metrics = free_ports(3)
     libraries = [str(sysconfig.get_config_var("LIBDIR")), str(site / "nvidia_pytriton.libs")]
     environ = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
     command = [str(server / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}"]
-    command += [f"--backend-directory={backends}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
+    command += [f"--backend-directory={installed}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
     command += ["--metrics-address=127.0.0.1", f"--http-port={http}", f"--grpc-port={grpc}"]
     command += [f"--metrics-port={metrics}"]
     with (folder / "log").open("wb") as log:

@@ -24,6 +24,7 @@ NOUNS = (
     "limit",
     "price",
     "model",
+    "triton",
     "router",
     "service",
     "prompt",
