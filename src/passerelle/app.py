@@ -333,7 +333,7 @@ class Passerelle:
             tgi=TgiFace(calls, self.catalog, self.windows.of),
             triton=TritonFace(calls, self.catalog, health.is_ready),
             health=health,
-            router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, self.seat),
+            router=RouterFace(self.catalog, self.fleet, self.admission, self.prober, self.seat, self._child_reports),
             usage=UsageFace(self.database),
             me=MeFace(),
             organisations=OrganisationsFace(self.database, self.catalog, repeats, changed),

@@ -71,9 +71,20 @@ class QueueStatus(msgspec.Struct, forbid_unknown_fields=True):
     drain_rate_per_s: float | None
 
 
+class ChildStatus(msgspec.Struct, forbid_unknown_fields=True):
+    """The process of a model server that this machine runs. ``since`` is seconds since the epoch."""
+
+    name: str
+    phase: Literal["starting", "ready", "backoff", "failed", "stopped"]
+    since: float
+    why: str
+    pid: int | None
+    restarts: int
+
+
 class TargetStatus(msgspec.Struct, forbid_unknown_fields=True):
     """One target. ``since`` is seconds since the epoch; counts are of the process that answers. ``url`` is told to who
-    may drain it."""
+    may drain it, ``child`` too, where this machine runs the server."""
 
     id: str
     engine: str
@@ -91,6 +102,7 @@ class TargetStatus(msgspec.Struct, forbid_unknown_fields=True):
     completed: int
     broken: int
     first_byte_s: float | None
+    child: ChildStatus | None
 
 
 class ModelStatus(msgspec.Struct, forbid_unknown_fields=True):

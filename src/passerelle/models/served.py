@@ -67,7 +67,7 @@ class Entry(msgspec.Struct, frozen=True):
     since: float
     at_once: int | None = None
     context_window: int | None = None
-    options: dict[str, str] = {}
+    options: dict[str, object] = {}
     child: ChildReport | None = None
 
     def __repr__(self) -> str:

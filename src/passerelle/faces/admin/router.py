@@ -6,6 +6,7 @@ With several workers any of them answers for all: counts are sums, states and la
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
 from passerelle.catalog.holder import Catalog
 from passerelle.domain.errors import NotFound
@@ -19,12 +20,19 @@ from passerelle.gateway.targets import Fleet, TargetState
 
 
 class RouterFace:
-    """``/admin/router``."""
+    """``/admin/router``. ``children`` says how the model servers of this machine are, by target id."""
 
     def __init__(
-        self, catalog: Catalog, fleet: Fleet, admission: Admission, prober: Prober, seat: Seat | None = None
+        self,
+        catalog: Catalog,
+        fleet: Fleet,
+        admission: Admission,
+        prober: Prober,
+        seat: Seat | None = None,
+        children: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         self._seat = seat
+        self._children = children
         self._catalog = catalog
         self._fleet = fleet
         self._admission = admission
@@ -38,6 +46,7 @@ class RouterFace:
         caller = context.caller
         operates = caller.allows(Scope.ROUTER_WRITE)
         error = self._catalog.last_error if operates else None
+        children = self._children() if operates else {}
         await respond_json(
             context,
             {
@@ -48,7 +57,7 @@ class RouterFace:
                 "workers_running": [os.getpid()] if self._seat is None else self._seat.pids,
                 "answered_by": os.getpid(),
                 "models": [
-                    self._model(name, operates)
+                    self._model(name, children, operates)
                     for name in self._catalog.current.models
                     if operates or caller.may_call(name)
                 ],
@@ -73,9 +82,9 @@ class RouterFace:
         state = self._fleet.state(target_id)
         if state is None:
             raise _no_target()
-        await respond_json(context, _target(state))
+        await respond_json(context, _target(state, self._children()))
 
-    def _model(self, name: str, operates: bool) -> dict[str, object]:
+    def _model(self, name: str, children: Mapping[str, object], operates: bool) -> dict[str, object]:
         pool = self._fleet.pool(name)
         if pool is None:
             return {"model": name, "policy": None, "queue": None, "targets": []}
@@ -91,13 +100,13 @@ class RouterFace:
                 "drain_rate_per_s": queue.drain_rate_per_s(),
             },
             "targets": [
-                _target(state) if operates else _target(state) | {"url": None}
+                _target(state, children) if operates else _target(state, children) | {"url": None}
                 for state in (*pool.members, *pool.shadows)
             ],
         }
 
 
-def _target(state: TargetState) -> dict[str, object]:
+def _target(state: TargetState, children: Mapping[str, object]) -> dict[str, object]:
     target = state.target
     others = 0 if state.cell is None else state.cell.others()
     started, completed, broken = (0, 0, 0) if state.cell is None else state.cell.others_ended()
@@ -118,6 +127,7 @@ def _target(state: TargetState) -> dict[str, object]:
         "completed": state.completed + completed,
         "broken": state.broken + broken,
         "first_byte_s": state.first_byte_s,
+        "child": children.get(state.id),
     }
 
 
