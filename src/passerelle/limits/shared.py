@@ -31,7 +31,7 @@ from redis.exceptions import TimeoutError as TimedOut
 
 from passerelle.limits.counters import Hold, Taken, Used, Windows
 from passerelle.limits.memory import MemoryCounters
-from passerelle.limits.rule import LimitRule, Period
+from passerelle.limits.rule import LimitRule, Measure, Period
 from passerelle.limits.scripts import BEAT, DECIDE
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class _Work:
     give_back: list[tuple[str, int, int, str]]
     take: list[tuple[str, int, int, int, bool]] = field(default_factory=list)
     answer: asyncio.Future[list[int]] | None = None
+    left: Sequence[int] = ()
+    """What of each is spent all the same by a caller who leaves before the answer: a request, as in the ledger."""
     holder: str = ""
     again: bool = False
     """It was sent before, and the connection ended."""
@@ -138,6 +140,7 @@ class RedisCounters:
         """Takes all amounts or none, and gives back ``instead_of`` in the same step."""
         starts = tuple([windows[rule.period].start_ms for rule in rules])
         work = _Work([] if instead_of is None else self._back(instead_of, (0,) * len(instead_of.rules)))
+        work.left = [int(rule.measure is Measure.REQUESTS) for rule in rules]
         work.take = [
             (name_of(rule, start), amount, rule.value if rule.hard else -1, _LIVE_S.get(rule.period, 0), rule.lasts)
             for rule, start, amount in zip(rules, starts, amounts, strict=True)
@@ -146,7 +149,7 @@ class RedisCounters:
             answer = await self._ask(work)
             while answer[0] < 0:
                 await self._seed([rule for rule, used in zip(rules, answer[1:], strict=True) if used < 0], windows)
-                work = _Work([], work.take)
+                work = _Work([], work.take, left=work.left)
                 answer = await self._ask(work)
         except StoreDown:
             taken = self._local.take(rules, windows, amounts)
@@ -225,9 +228,10 @@ class RedisCounters:
             raise
 
     def _undo(self, work: _Work, answer: Sequence[int]) -> None:
-        """Gives back what was taken for a caller who has left meanwhile."""
+        """Gives back what was taken for a caller who has left meanwhile, but for what the ledger counts of them."""
         if answer[0] == 0:
-            self._send(_Work([(name, amount, 0, work.holder) for name, amount, *_ in work.take]))
+            taken = zip(work.take, work.left, strict=True)
+            self._send(_Work([(name, amount, left, work.holder) for (name, amount, *_), left in taken]))
 
     async def _decide_on(self) -> None:
         while True:
