@@ -17,7 +17,7 @@ import pytest_asyncio
 from tests.harness.oracles import becomes
 from tests.harness.valkey import ValkeyProcess
 
-from passerelle.domain.limit import Grant, Order, Refusal, Spent
+from passerelle.domain.limit import Grant, Order, Refusal
 from passerelle.domain.principal import Principal
 from passerelle.limits import shared
 from passerelle.limits.board import BoardCounters, LimitBoard
@@ -150,7 +150,7 @@ async def test_settling_gives_back_and_counts(replicas: Replicas) -> None:
     assert isinstance(await replicas.take(3, 10), Refusal)
     for number, grant in enumerate(grants):
         assert isinstance(grant, Grant)
-        replicas.limiters[number % len(replicas.limiters)].settle(grant.hold, Spent(1, 7, 0))
+        replicas.limiters[number % len(replicas.limiters)].settle(grant.hold, 1, 7, 0)
 
     async def settled() -> bool:
         return [await replicas.used(rule) for rule in rules] == [(21, 0), (0, 0)]
@@ -299,7 +299,7 @@ async def test_what_was_used_meanwhile_is_told(
     late = await pair.replicas.take(0, 100)
     for grant, spent in ((early, 30), (late, 7)):
         assert isinstance(grant, Grant)
-        pair.replicas.limiters[0].settle(grant.hold, Spent(1, spent, 0))
+        pair.replicas.limiters[0].settle(grant.hold, 1, spent, 0)
     store.thaw()
     assert await pair.up()
 
@@ -316,7 +316,7 @@ async def test_a_store_that_forgot_is_filled_from_the_ledger(pair: Pair, store: 
     grant = await pair.replicas.take(0, 100)
     store.kill()
     assert isinstance(grant, Grant)
-    pair.replicas.limiters[0].settle(grant.hold, Spent(1, 40, 0))
+    pair.replicas.limiters[0].settle(grant.hold, 1, 40, 0)
     pair.replicas.ledger.spent[rule.id], pair.replicas.ledger.asked = 240, 0
     await asyncio.to_thread(store.start)
     assert await pair.up()
@@ -356,7 +356,7 @@ async def test_a_caller_who_leaves_while_the_store_is_asked_holds_nothing(pair: 
     found = await asyncio.gather(*tasks, return_exceptions=True)
     for number, grant in enumerate(found):
         if isinstance(grant, Grant):
-            pair.replicas.limiters[number % 2].settle(grant.hold, Spent(0, 0, 0))
+            pair.replicas.limiters[number % 2].settle(grant.hold, 0, 0, 0)
 
     async def free() -> bool:
         return await pair.replicas.used(rule) == (0, 0)

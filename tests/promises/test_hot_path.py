@@ -25,8 +25,9 @@ OURS = (
     "watermarks",
     "usage_rollups",
     "set_config",
+    "FROM jobs",
 )
-"""What runs beside the calls: who follows changes, the ledger's batches, the times of last use, adding up."""
+"""What runs beside the calls: who follows changes, the ledger's batches, the times of last use, adding up, jobs."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

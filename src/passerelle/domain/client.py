@@ -6,7 +6,20 @@ from collections.abc import Callable
 from typing import Protocol
 
 Headers = list[tuple[bytes, bytes]]
-"""Lower-case names, in order."""
+"""Lower-case names, in order. A pair without a name holds whole lines, rendered already: see `spelled_out`."""
+
+
+def spelled_out(headers: Headers) -> Headers:
+    """Returns headers that all have a name: lines that were rendered in one, for speed, become pairs again."""
+    found: Headers = []
+    for name, value in headers:
+        if name:
+            found.append((name, value))
+        else:
+            for line in value.split(b"\r\n")[:-1]:
+                key, _, rest = line.partition(b": ")
+                found.append((key, rest))
+    return found
 
 
 class Client(Protocol):

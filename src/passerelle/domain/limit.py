@@ -37,11 +37,3 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
 
     error: PasserelleError
     estimate_matters: bool = False
-
-
-class Spent(msgspec.Struct, frozen=True, gc=False):
-    """What a call used in the end. ``request`` is 0 when the call does not count as one."""
-
-    request: int
-    tokens: int
-    cost_nano: int

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from passerelle.domain.client import Headers
+from passerelle.domain.client import Headers, spelled_out
 from passerelle.domain.errors import PayloadTooLarge, UnsupportedMedia
 from passerelle.edge.exchange import ClientGone, header
 
@@ -55,14 +55,14 @@ class AsgiClient:
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         self.started = True
-        headers = [*headers, (b"content-length", str(len(body)).encode())]
+        headers = [*spelled_out(headers), (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         self._complete = True
         await self._send({"type": "http.response.body", "body": body})
 
     def begin(self, status: int, headers: Headers) -> None:
         self.started = True
-        start = {"type": "http.response.start", "status": status, "headers": headers}
+        start = {"type": "http.response.start", "status": status, "headers": spelled_out(headers)}
         self._writer = asyncio.ensure_future(self._write_out(start))
 
     def write(self, data: bytes) -> None:

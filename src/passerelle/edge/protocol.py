@@ -281,7 +281,9 @@ class DirectExchange:
     def _head(self, status: int, headers: Headers) -> bytes:
         head = [_STATUS_LINES[status], self._protocol.common_head()]
         for name, value in headers:
-            if name == b"connection" and value == b"close":
+            if not name:
+                head.append(value)
+            elif name == b"connection" and value == b"close":
                 self._keep_alive = False
             else:
                 head.append(b"%b: %b\r\n" % (name, value))

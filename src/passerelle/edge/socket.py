@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from passerelle.domain.client import Headers
+from passerelle.domain.client import Headers, spelled_out
 from passerelle.edge.asgi import Receive, Scope, Send
 
 WEBSOCKET: Final = "WEBSOCKET"
@@ -95,7 +95,7 @@ class _Refusal:
         if not self._can_answer:
             await self._send({"type": "websocket.close", "code": 1008})
             return
-        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        headers = [*spelled_out(headers), (b"content-length", b"%d" % len(body))]
         await self._send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await self._send({"type": "websocket.http.response.body", "body": body})
 

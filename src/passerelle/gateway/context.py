@@ -91,9 +91,10 @@ def _bound(request: Request) -> int:
 
 def prompt_bound(request: Request) -> int:
     """Returns a number of tokens that the prompt cannot pass; images count by their number, not by their bytes."""
-    bound = _bound(request)
-    if b"image_url" in request.body:
-        bound += _IMAGE_TOKENS * request.body.count(b'"image_url"') - _image_bytes(request)
+    body = request.body
+    bound = len(body) + _TEMPLATE_TOKENS + _MESSAGE_TOKENS * body.count(b'"role"')
+    if b"image_url" in body:
+        bound += _IMAGE_TOKENS * body.count(b'"image_url"') - _image_bytes(request)
     return bound
 
 

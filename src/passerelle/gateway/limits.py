@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from passerelle.domain.limit import Grant, Order, Refusal, Spent
+from passerelle.domain.limit import Grant, Order, Refusal
 from passerelle.domain.model import Model
 from passerelle.domain.principal import Principal
 from passerelle.domain.request import Operation, Request
@@ -54,8 +54,8 @@ class Limits(Protocol):
     ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
         """Sets aside what a call may use, of all its limits or of none; gives back ``instead_of`` in the same step."""
 
-    def settle(self, hold: object, spent: Spent) -> None:
-        """Gives back what was set aside and counts what was used."""
+    def settle(self, hold: object, request: int, tokens: int, cost_nano: int) -> None:
+        """Gives back what was set aside and counts what was used. ``request`` is 0 when the call counts as none."""
 
     def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """Returns what a usage costs, in nano."""
@@ -106,6 +106,7 @@ class Reservations:
         if isinstance(found, Refusal) and found.estimate_matters and call.prompt_tokens is None:
             exact = await self._context.count(call, pool) if call.request.operation in COUNTED else None
             if exact is not None and exact < prompt:
+                plan = self._limits.plan(call.principal, model.name)  # limits may have changed meanwhile
                 again = self._take(call, model, plan, exact)
                 found = again if isinstance(again, Grant | Refusal) else await again
         if isinstance(found, Refusal):
@@ -119,7 +120,11 @@ class Reservations:
     ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
         answer = least = 0
         if plan is not None and plan.counts_tokens:
-            answer, least = self._answer(call.request, model, prompt)
+            request = call.request
+            if request.max_tokens is not None and not request.changes and request.operation in COUNTED:
+                answer = least = request.max_tokens * request.n
+            else:
+                answer, least = self._answer(request, model, prompt)
         order = Order(model.name, int(call.arrived_at * 1000), prompt, answer, least)
         before = call.hold
         if before is not None:
@@ -164,7 +169,7 @@ class Reservations:
         if hold is not None:
             call.hold = None
             request = 0 if call.outcome in REFUNDED else 1
-            self._limits.settle(hold, Spent(request, usage.prompt_tokens + usage.completion_tokens, call.cost_nano))
+            self._limits.settle(hold, request, usage.prompt_tokens + usage.completion_tokens, call.cost_nano)
 
 
 def _bound_answer(call: Call, tokens: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
 
 from passerelle.domain.principal import Principal
 from passerelle.limits.price import Price, PriceTable
@@ -13,37 +12,30 @@ from passerelle.limits.rule import EVERYWHERE, PERIODS, LimitRule, Measure, Subj
 
 _MEMO = 16_384
 """Callers whose plan is remembered, of each model."""
-_ENDLESS = 2**200
-"""More than anything: what a soft limit lets pass."""
+ENDLESS = 2**60
+"""More than anything is counted: what a soft limit lets pass."""
 UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
 """Which a limit takes of (request, tokens, cost, call under way)."""
 _Subject = tuple[SubjectKind, str, str]
-_LIMITS = (b"x-ratelimit-limit-requests", b"x-ratelimit-limit-tokens")
-_REMAINS = (b"x-ratelimit-remaining-requests", b"x-ratelimit-remaining-tokens")
+TOLD = (Measure.REQUESTS, Measure.TOKENS)
+"""What answers tell of, in the order of `Second.resets`."""
+_LINES = tuple(b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: " % (of, of) for of in (b"requests", b"tokens"))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cell:
-    """The count of one limit in the window that began at ``start``. ``used`` is settled and held together."""
+    """The count of one limit in the window that began at ``start``: what is left of the ``most`` that it lets pass.
 
-    start: int
-    used: int = 0
-    settled: int = 0
-
-
-class Told(NamedTuple):
-    """What answers tell of limits on requests or on tokens: of the tightest, the one of which least remains.
-
-    ``at`` is the place of the first in its plan, ``limit`` the header that tells its value, ``remains`` the name of the
-    one that tells what is left, ``reset`` the place of the third in `Second.resets`. ``others`` are the other ones.
+    ``held`` is what those hold who took by rules; those who took by a plan are not in it, see `MemoryCounters`.
+    ``lines`` and ``reset`` are what `told` says of the rule.
     """
 
-    at: int
-    value: int
-    limit: tuple[bytes, bytes]
-    remains: bytes
-    reset: int
-    others: tuple[Told, ...]
+    start: int
+    most: int
+    left: int
+    held: int = 0
+    lines: bytes = b""
+    reset: int = 0
 
 
 @dataclass(slots=True)
@@ -51,9 +43,9 @@ class Plan:
     """The limits of one caller's calls of one model.
 
     ``rules`` has budgets first, so that a caller who should not retry is not told to, and soft limits last.
-    ``units`` says of each rule which it takes of (request, tokens, cost, call under way), ``most`` what it lets pass.
-    ``soft`` are the places of soft rules. ``places`` and ``starts`` are for the counters of this process: each rule's
-    cell, unit and most, and the windows in which the cells are known to be.
+    ``units`` says of each rule which it takes of (request, tokens, cost, call under way). ``soft`` are the places of
+    soft rules, ``prices`` the model's, the latest first. What follows is for the counters of this process: each rule's
+    cell, those of each unit, and the windows in which the cells are known to be.
     """
 
     rules: tuple[LimitRule, ...]
@@ -62,15 +54,17 @@ class Plan:
     """A hard limit counts tokens or cost: an answer must have an end."""
     counts_tokens: bool
     """Some limit counts tokens or cost."""
-    most: tuple[int, ...]
-    told: tuple[Told, ...]
-    """The hard rules on requests, and those on tokens."""
     soft: tuple[int, ...]
-    places: tuple[tuple[Cell, int, int], ...] = ()
+    prices: tuple[Price, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    of_request: tuple[Cell, ...] = ()
+    of_tokens: tuple[Cell, ...] = ()
+    of_cost: tuple[Cell, ...] = ()
+    of_call: tuple[Cell, ...] = ()
     starts: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, rules: Iterable[LimitRule]) -> Plan:
+    def of(cls, rules: Iterable[LimitRule], prices: tuple[Price, ...] = ()) -> Plan:
         """Returns the plan of some rules."""
         ordered = tuple(sorted(rules, key=lambda rule: (not rule.hard, not rule.is_budget, rule.id)))
         units = tuple(UNITS[rule.measure] for rule in ordered)
@@ -79,10 +73,17 @@ class Plan:
             units,
             bounds_answers=any(rule.hard and unit in (1, 2) for rule, unit in zip(ordered, units, strict=True)),
             counts_tokens=1 in units or 2 in units,
-            most=tuple(rule.value if rule.hard else _ENDLESS for rule in ordered),
-            told=_told(ordered),
             soft=tuple(at for at, rule in enumerate(ordered) if not rule.hard),
+            prices=prices,
         )
+
+    def count_by(self, cells: tuple[Cell, ...]) -> None:
+        """Takes the cells of its rules."""
+        self.cells = cells
+        units: tuple[list[Cell], ...] = ([], [], [], [])
+        for cell, unit in zip(cells, self.units, strict=True):
+            units[unit].append(cell)
+        self.of_request, self.of_tokens, self.of_cost, self.of_call = (tuple(found) for found in units)
 
     def amounts(self, tokens: int, cost_nano: int) -> list[int]:
         """Returns what a call takes of each rule."""
@@ -141,7 +142,7 @@ class Book:
         if len(of_model) >= _MEMO:
             of_model.clear()
         rules = self.rules_of(principal.organisation, principal.project, principal.user, key, model)
-        plan = Plan.of(rules) if rules else None
+        plan = Plan.of(rules, self.price_table.by_model.get(model, ())) if rules else None
         of_model[key] = principal, plan
         return plan
 
@@ -168,17 +169,14 @@ class Book:
         return found
 
 
-def _told(rules: tuple[LimitRule, ...]) -> tuple[Told, ...]:
-    found: list[Told] = []
-    for kind, measure in enumerate((Measure.REQUESTS, Measure.TOKENS)):
-        others: tuple[Told, ...] = ()
-        for at, rule in reversed(list(enumerate(rules))):
-            if rule.hard and rule.measure is measure:
-                reset = kind * len(PERIODS) + PERIODS.index(rule.period)
-                told = Told(at, rule.value, (_LIMITS[kind], b"%d" % rule.value), _REMAINS[kind], reset, others)
-                others = (told, *others)
-        found += others[:1]
-    return tuple(found)
+def told(rule: LimitRule) -> tuple[bytes, int]:
+    """Returns how answers tell of a rule: the header with its value and the name of the one that says what is left, and
+    the place of what follows in `Second.resets`. Nothing, 0 for what is not told: soft limits, costs, calls at once.
+    """
+    if not rule.hard or rule.measure not in TOLD:
+        return b"", 0
+    kind = TOLD.index(rule.measure)
+    return _LINES[kind] % rule.value, kind * len(PERIODS) + PERIODS.index(rule.period)
 
 
 _owners = attrgetter("organisation", "project", "user")

@@ -6,11 +6,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from passerelle.domain.client import Headers
+from passerelle.domain.client import Headers, spelled_out
 from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
-from passerelle.domain.limit import Grant, Order, Refusal, Spent
-from passerelle.domain.principal import Principal
-from passerelle.limits.book import UNITS, Book, Plan
+from passerelle.domain.limit import Grant, Order, Refusal
+from passerelle.limits.book import TOLD, UNITS, Book, Plan, told
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
 from passerelle.limits.memory import MemoryCounters, PlanHold
 from passerelle.limits.price import Price, amount_text
@@ -59,15 +58,15 @@ class Limiter:
 
     def _set_book(self, book: Book) -> None:
         self._book = book
-        self._prices = book.price_table
-
-    def plan(self, principal: Principal, model: str) -> Plan | None:
-        """Returns what limits the caller's calls of a model, None when nothing does."""
-        return self._book.plan(principal, model)
+        self._prices = book.price_table.by_model
+        self.plan = book.plan
 
     def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """Returns what a usage costs, in nano."""
-        return self._prices.cost_nano(model, at_ms, prompt_tokens, cached_tokens, completion_tokens)
+        for price in self._prices.get(model, ()):
+            if price.from_ms <= at_ms:
+                return price.cost_nano(prompt_tokens, cached_tokens, completion_tokens)
+        return 0
 
     def take(
         self, plan: Plan | None, order: Order, instead_of: object | None = None
@@ -85,21 +84,28 @@ class Limiter:
         if instead_of is not None:
             assert isinstance(instead_of, PlanHold)
             memory.settle_plan(instead_of, 0, 0, 0)
-        prompt, answer = order.prompt_tokens, order.answer_tokens
-        if plan.bounds_answers and order.least_answer_tokens < answer:
-            price = self._prices.at(order.model, order.at_ms)
+        at_ms, price = order.at_ms, None
+        for each in plan.prices:
+            if each.from_ms <= at_ms:
+                price = each
+                break
+        answer = order.answer_tokens
+        if order.least_answer_tokens < answer and plan.bounds_answers:
             answer, _ = _amounts(plan, order, price, memory.look(plan.rules, second.windows))
-        cost_nano = self._prices.bound_nano(order.model, order.at_ms, prompt, answer)
-        amounts = (1, prompt + answer, cost_nano, 1)
-        used, refused = memory.take_plan(plan, second.starts, amounts)
-        if refused < 0:
-            hold = PlanHold(plan, second.starts, amounts)
-            if not plan.soft:
-                return Grant(hold, answer, _headers(plan, used, second))
-            taken = Taken(used, hold)
-        else:
-            taken = Taken(used, refused=refused)
-        return self._result(plan, taken, answer, plan.amounts(prompt + answer, cost_nano), second)
+        tokens = order.prompt_tokens + answer
+        cost_nano = 0 if price is None else price.bound_nano(order.prompt_tokens, answer)
+        result = memory.take_plan(plan, second.starts, tokens, cost_nano)
+        if isinstance(result, int) or plan.soft:
+            used = [cell.most - cell.left for cell in plan.cells]
+            taken = Taken(used, refused=result) if isinstance(result, int) else Taken(used, result[0])
+            return self._result(plan, taken, answer, plan.amounts(tokens, cost_nano), second)
+        hold, of_requests, of_tokens = result
+        resets, text = second.resets, b""
+        if of_requests is not None:
+            text = b"%b%d%b" % (of_requests.lines, of_requests.left, resets[of_requests.reset])
+        if of_tokens is not None:
+            text += b"%b%d%b" % (of_tokens.lines, of_tokens.left, resets[of_tokens.reset])
+        return Grant(hold, answer, [(b"", text)] if text else [])
 
     def _take_elsewhere(
         self, plan: Plan, order: Order, instead_of: object | None
@@ -111,7 +117,7 @@ class Limiter:
         windows = second.windows
         if before is not None:
             self._local.settle(before, (0,) * len(before.rules))
-        price = self._prices.at(order.model, order.at_ms)
+        price = self._book.price_table.at(order.model, order.at_ms)
         used = self._local.look(plan.rules, windows) if _is_flexible(plan, order) else ()
         answer, amounts = _amounts(plan, order, price, used)
         return self._result(plan, self._local.take(plan.rules, windows, amounts), answer, amounts, second)
@@ -121,7 +127,7 @@ class Limiter:
     ) -> Grant | Refusal:
         second = self.calendar.second()
         windows = second.windows
-        price = self._prices.at(order.model, order.at_ms)
+        price = self._book.price_table.at(order.model, order.at_ms)
         flexible = _is_flexible(plan, order)
         answer, amounts = _amounts(plan, order, price, shared.known(plan.rules, windows) if flexible else ())
         taken = await shared.take(plan.rules, windows, amounts, before)
@@ -133,13 +139,13 @@ class Limiter:
                 taken = await shared.take(plan.rules, windows, amounts, None)
         return self._result(plan, taken, answer, amounts, second)
 
-    def settle(self, hold: object, spent: Spent) -> None:
+    def settle(self, hold: object, request: int, tokens: int, cost_nano: int) -> None:
         """Gives back what was set aside and counts what was used; at once, whatever happened."""
         if self._memory is not None:
             assert isinstance(hold, PlanHold)
-            self._memory.settle_plan(hold, spent.request, spent.tokens, spent.cost_nano)
+            self._memory.settle_plan(hold, request, tokens, cost_nano)
             return
-        of_unit = (spent.request, spent.tokens, spent.cost_nano, 0)
+        of_unit = (request, tokens, cost_nano, 0)
         assert isinstance(hold, Hold)
         amounts = [of_unit[UNITS[rule.measure]] for rule in hold.rules]
         if self._shared is not None:
@@ -173,7 +179,7 @@ class Limiter:
         self.book = book
 
     def _result(self, plan: Plan, taken: Taken, answer: int, amounts: Sequence[int], second: Second) -> Grant | Refusal:
-        headers = _headers(plan, taken.used, second)
+        headers = _told(plan, taken.used, second)
         if taken.refused is not None:
             rule = plan.rules[taken.refused]
             self._on_reached(rule)
@@ -210,7 +216,7 @@ class Limiter:
     def _error(self, rule: LimitRule, amount: int, used: int, window: Window, headers: Headers) -> PasserelleError:
         whose = _WHOSE[rule.subject_kind]
         limit = f"{self._quantity(rule, rule.value)}{_EACH[rule.period]}"
-        given = tuple(headers)
+        given = tuple(spelled_out(headers))
         if rule.is_budget:
             left = max(0, rule.value - used)
             spent = "is used up" if not left else f"has {self._quantity(rule, left)} left, and this call may need more"
@@ -278,16 +284,17 @@ def _amounts(plan: Plan, order: Order, price: Price | None, used: Sequence[int])
     return answer, plan.amounts(prompt + answer, cost_nano)
 
 
-def _headers(plan: Plan, used: Sequence[int], second: Second) -> Headers:
-    """Returns the headers that tell the tightest of the hard limits on requests and on tokens: least remains of it."""
-    headers: Headers = []
-    for at, value, limit, remains, reset, others in plan.told:
-        left = value - used[at]
-        for other in others:
-            if other.value - used[other.at] < left:
-                _, _, limit, _, reset, _ = other
-                left = other.value - used[other.at]
-        headers += (limit, (remains, b"%d" % left if left > 0 else b"0"))
-        if (ends := second.resets[reset]) is not None:
-            headers.append(ends)
-    return headers
+def _told(plan: Plan, used: Sequence[int], second: Second) -> Headers:
+    """Returns what answers tell of the tightest of the hard limits on requests and on tokens: least remains of it."""
+    text = b""
+    for measure in TOLD:
+        left = [
+            (rule.value - amount, at)
+            for at, (rule, amount) in enumerate(zip(plan.rules, used, strict=True))
+            if rule.hard and rule.measure is measure
+        ]
+        if left:
+            least, at = min(left)
+            lines, reset = told(plan.rules[at])
+            text += b"%b%d%b" % (lines, max(0, least), second.resets[reset])
+    return [(b"", text)] if text else []

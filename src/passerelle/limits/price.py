@@ -44,40 +44,23 @@ class Price:
         return -(-(prompt_tokens * dearest + completion_tokens * self.output_micro) // 1000)
 
 
-_FREE: tuple[Price, ...] = ()
-
-
 class PriceTable:
-    """The prices of all models, by the time they begin."""
+    """The prices of all models. ``by_model`` has those of each, the latest first."""
 
     def __init__(self, prices: Iterable[Price]) -> None:
         by_model: dict[str, list[Price]] = {}
         for price in prices:
             by_model.setdefault(price.model, []).append(price)
-        self._by_model: Mapping[str, tuple[Price, ...]] = {
+        self.by_model: Mapping[str, tuple[Price, ...]] = {
             model: tuple(sorted(found, key=lambda price: -price.from_ms)) for model, found in by_model.items()
         }
 
     def at(self, model: str, at_ms: int) -> Price | None:
         """Returns the price in force at a moment, None when there is none: the model is free."""
-        for price in self._by_model.get(model, _FREE):
+        for price in self.by_model.get(model, ()):
             if price.from_ms <= at_ms:
                 return price
         return None
-
-    def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
-        """Returns what a usage costs by the price in force at a moment; 0 without a price."""
-        for price in self._by_model.get(model, _FREE):
-            if price.from_ms <= at_ms:
-                return price.cost_nano(prompt_tokens, cached_tokens, completion_tokens)
-        return 0
-
-    def bound_nano(self, model: str, at_ms: int, prompt_tokens: int, completion_tokens: int) -> int:
-        """Returns the most that so many tokens can cost by the price in force at a moment; 0 without a price."""
-        for price in self._by_model.get(model, _FREE):
-            if price.from_ms <= at_ms:
-                return price.bound_nano(prompt_tokens, completion_tokens)
-        return 0
 
 
 def amount_text(nano: int) -> str:

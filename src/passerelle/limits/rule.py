@@ -126,7 +126,7 @@ class Second:
 
     ``windows`` are the present ones. ``starts`` says when they began, in the order of `PERIODS`: the same tuple for a
     whole minute.
-    ``resets`` are the headers that tell in how long each window ends, None if it never does: those for limits on
+    ``resets`` end a line and are the one that tells in how long each window ends, if it ever does: those for limits on
     requests by period, then those for limits on tokens.
     """
 
@@ -134,10 +134,10 @@ class Second:
     until_s: float
     windows: dict[Period, Window]
     starts: tuple[int, ...]
-    resets: tuple[tuple[bytes, bytes] | None, ...]
+    resets: tuple[bytes, ...]
 
 
-RESETS = (b"x-ratelimit-reset-requests", b"x-ratelimit-reset-tokens")
+RESETS = (b"x-ratelimit-reset-requests: %b\r\n", b"x-ratelimit-reset-tokens: %b\r\n")
 
 
 class Calendar:
@@ -175,7 +175,7 @@ class Calendar:
         windows = self.windows(int(now_s * 1000))
         ends = [windows[period].end_ms for period in PERIODS]
         texts = [None if end_ms is None else duration(end_ms / 1000 - whole).encode() for end_ms in ends]
-        resets = tuple(None if text is None else (name, text) for name in RESETS for text in texts)
+        resets = tuple(b"\r\n" + (b"" if text is None else name % text) for name in RESETS for text in texts)
         self._second = Second(whole, whole + 1, windows, self._starts, resets)
         return self._second
 

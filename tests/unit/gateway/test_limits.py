@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from passerelle.catalog.snapshot import Snapshot
-from passerelle.domain.client import Headers
+from passerelle.domain.client import Headers, spelled_out
 from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhausted
 from passerelle.domain.model import Fallbacks, Model, ModelKind, Target
 from passerelle.domain.principal import Principal
@@ -135,7 +135,7 @@ class Caller:
 
     def begin(self, status: int, headers: Headers) -> None:
         self.started, self.status = True, status
-        self.headers = {name.decode(): value.decode() for name, value in headers}
+        self.headers = {name.decode(): value.decode() for name, value in spelled_out(headers)}
 
     def write(self, data: bytes) -> None:
         self.data += data

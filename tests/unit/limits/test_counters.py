@@ -240,9 +240,9 @@ def test_plans_that_share_a_limit_keep_their_windows_apart() -> None:
     calendar = Calendar(lambda: calendar_s[0])
 
     def take(plan: Plan) -> PlanHold:
-        starts, amounts = calendar.second().starts, (1, 10, 0, 1)
-        assert counters.take_plan(plan, starts, amounts)[1] == -1
-        return PlanHold(plan, starts, amounts)
+        result = counters.take_plan(plan, calendar.second().starts, 10, 0)
+        assert isinstance(result, tuple)
+        return result[0]
 
     early, kept = take(mine), take(mine)
     counters.settle_plan(kept, 1, 4, 0)
@@ -259,8 +259,10 @@ def test_a_plan_that_is_refused_has_taken_nothing() -> None:
     """What was taken of the limits before the one without room is given back at once."""
     counters, plan = MemoryCounters(), Plan.of([REQUESTS, TOKENS, CONCURRENT])
     starts = Calendar(lambda: 1e9).second().starts
-    for _ in range(3):
-        assert counters.take_plan(plan, starts, (1, 10, 0, 1))[1] == -1
-    used, refused = counters.take_plan(plan, starts, (1, 11, 0, 0))
+    for _ in range(2):
+        assert isinstance(counters.take_plan(plan, starts, 20, 0), tuple)
+    refused = counters.take_plan(plan, starts, 1, 0)
+    assert isinstance(refused, int)
     assert plan.rules[refused] is TOKENS
-    assert dict(zip(plan.rules, used, strict=True)) == {REQUESTS: 3, TOKENS: 30, CONCURRENT: 3}
+    used = dict(zip(plan.rules, (cell.most - cell.left for cell in plan.cells), strict=True))
+    assert used == {REQUESTS: 2, TOKENS: 40, CONCURRENT: 2}
