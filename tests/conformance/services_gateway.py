@@ -138,12 +138,20 @@ class ServiceClient:
 
 @asynccontextmanager
 async def service_gateway(
-    folder: Path, *, from_variables: bool = False, environ: Mapping[str, str] | None = None, **settings: Any
+    folder: Path,
+    *,
+    from_variables: bool = False,
+    keyless: bool = False,
+    environ: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[ServiceClient]:
     """The gateway on a folder as LinTO's users have it; the client is the operator.
 
     ``from_variables``: the model is found by LinTO's variables, in place of a configuration of ours.
+    ``keyless``: nobody needs a key, and the client has none.
     """
+    if keyless:
+        settings["auth"] = {"required": False}
     conf = folder / ".hydra-conf" / "services"
     conf.mkdir(parents=True)
     (conf / "en.yaml").write_text(MANIFEST)
@@ -157,7 +165,7 @@ async def service_gateway(
         else:
             gateway = GatewayProcess(folder / "home", {"models": [model], **settings}, environ=environ)
         await asyncio.to_thread(gateway.start)
-        client = ServiceClient(gateway, upstream, gateway.key)
+        client = ServiceClient(gateway, upstream, None if keyless else gateway.key)
         try:
             yield client
         finally:
