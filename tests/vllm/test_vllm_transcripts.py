@@ -1,4 +1,4 @@
-"""The transcripts in ``golden/`` are what this vLLM sends, so that tests which replay them replay the truth."""
+"""The transcripts in ``tests/golden/vllm`` are what this vLLM sends: tests that replay them replay the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams of a real vLLM, byte for byte, kept in ``golden/`` for tests that replay them without one.
+"""Streams of a real vLLM, byte for byte, kept in ``tests/golden/vllm`` for tests that replay them without one.
 
 ``python -m tests.vllm.transcripts`` records them anew.
 """
@@ -15,7 +15,7 @@ from tests.vllm.prompts import CHAT, CHATS, COMPLETION, COMPLETIONS
 from tests.vllm.servers import vllm
 from tests.vllm.wire import JsonObject
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden" / "vllm"
 _USAGE = {"stream_options": {"include_usage": True}}
 
 TRANSCRIPTS: dict[str, tuple[str, JsonObject]] = {

@@ -1,0 +1,1 @@
+"""Golden transcripts of model servers; see README.md."""
