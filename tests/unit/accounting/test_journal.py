@@ -94,7 +94,7 @@ async def test_files_go_when_the_database_has_their_rows(tmp_path: Path) -> None
         await asyncio.sleep(0.03)  # a sweep comes between
     assert len(files(tmp_path)) >= 1 and ledger.kept == set()
     ledger.away = False
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while files(tmp_path):
             await asyncio.sleep(0.01)
     assert ledger.kept == {"0", "1", "2"}

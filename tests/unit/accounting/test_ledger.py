@@ -62,7 +62,7 @@ async def ids(database: Database) -> list[str]:
         return sorted((await connection.execute(select(usage.c.id))).scalars())
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     """Waits until a condition holds."""
     async with asyncio.timeout(timeout_s):
         while not await condition():

@@ -64,7 +64,7 @@ async def parties(count: int) -> AsyncIterator[tuple[list[Party], Callable[[], s
 
 
 async def greeting(connection: socket.socket) -> bytes:
-    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 16), 5)
+    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 16), 30)
 
 
 async def test_a_burst_is_spread() -> None:

@@ -58,6 +58,6 @@ async def test_a_caller_who_leaves_before_the_end_has_left() -> None:
     client.begin(200, [])
     client.write(b"data: one")
     server.over.set()
-    await asyncio.wait_for(left.wait(), 10)
+    await asyncio.wait_for(left.wait(), 30)
     assert client.gone
     await client.close()

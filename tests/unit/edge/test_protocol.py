@@ -113,12 +113,12 @@ async def serving(*, direct: bool, limits: EdgeLimits = LIMITS) -> AsyncIterator
         on_draining=lambda: None,
     )
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 30)
     try:
         yield listener.getsockname()[1], endpoints
     finally:
         server.should_exit = True
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 30)
 
 
 both = pytest.mark.parametrize("direct", [True, False], ids=["direct", "asgi"])
@@ -133,7 +133,7 @@ async def raw(port: int, data: bytes, *, close_write: bool = False) -> bytes:
             writer.write_eof()
         answer = b""
         try:
-            while chunk := await asyncio.wait_for(reader.read(65_536), 3):
+            while chunk := await asyncio.wait_for(reader.read(65_536), 30):
                 answer += chunk
         except TimeoutError:
             pass
@@ -280,7 +280,7 @@ async def test_a_slow_head_is_cut(direct: bool) -> None:
         started = time.monotonic()
         answer = await raw(port, b"POST /echo HTTP/1.1\r\nhost:")
         assert answer.startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
 
 
 @both
@@ -304,9 +304,9 @@ async def test_a_caller_who_leaves_cancels_the_work(direct: bool) -> None:
     async with serving(direct=direct) as (port, endpoints):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(post("/hang", b"x"))
-        await asyncio.wait_for(endpoints.entered.wait(), 3)
+        await asyncio.wait_for(endpoints.entered.wait(), 30)
         writer.close()
-        await asyncio.wait_for(endpoints.cancelled.wait(), 1)
+        await asyncio.wait_for(endpoints.cancelled.wait(), 10)
 
 
 @both
@@ -315,9 +315,9 @@ async def test_a_slow_reader_pauses_its_source(direct: bool) -> None:
     async with serving(direct=direct) as (port, endpoints):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(post("/flood"))
-        await asyncio.wait_for(endpoints.paused.wait(), 5)
+        await asyncio.wait_for(endpoints.paused.wait(), 30)
         while not endpoints.resumed.is_set():
-            assert await asyncio.wait_for(reader.read(1 << 20), 5)
+            assert await asyncio.wait_for(reader.read(1 << 20), 30)
         writer.close()
 
 

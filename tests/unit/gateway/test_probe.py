@@ -34,7 +34,7 @@ class Scripted:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Waits until ``condition`` holds, five seconds at most."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 

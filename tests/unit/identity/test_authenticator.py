@@ -91,7 +91,7 @@ def bearer(token: str) -> bytes:
     return b"Bearer " + token.encode()
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = 30.0) -> None:
     """Waits until a condition holds."""
     async with asyncio.timeout(timeout_s):
         while True:

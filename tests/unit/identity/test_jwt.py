@@ -80,8 +80,8 @@ class World:
             await connection.execute(update(users).values(**values, changed=await next_change(connection)))
 
     async def refused(self, token: bytes) -> bool:
-        """Whether the token is refused within 5 seconds."""
-        until = time.monotonic() + 5
+        """Whether the token is refused in the end."""
+        until = time.monotonic() + 30
         while time.monotonic() < until:
             try:
                 await self.tokens.authenticate(token)
@@ -196,7 +196,7 @@ async def test_a_revoked_token_is_refused_and_others_go_on(world: World) -> None
     await world.tokens.revoke(token, ADMIN)
     with pytest.raises(Unauthenticated):
         await world.tokens.authenticate(token)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while there.cached(token) is not None:
         assert time.monotonic() < until
         await asyncio.sleep(0.01)
@@ -219,13 +219,13 @@ async def test_disabling_ends_tokens_and_what_runs_with_them(world: World) -> No
     tokens = [(await world.tokens.issue(world.ada)).encode(), provided()]
     people = {(await world.tokens.authenticate(token)).key_id for token in tokens}
     await world.change(role="viewer")
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while any(world.tokens.cached(token) for token in tokens):
         assert time.monotonic() < until
         await asyncio.sleep(0.01)
     await world.change(disabled_at_ms=1)  # while no token is in memory: what runs has to end all the same
     assert [await world.refused(token) for token in tokens] == [True, True]
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while set(ended) != people:
         assert time.monotonic() < until
         await asyncio.sleep(0.01)

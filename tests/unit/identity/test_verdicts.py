@@ -68,7 +68,7 @@ async def test_the_task_writes_and_the_end_writes_the_rest(database: Database) -
     log = VerdictLog(database, interval_s=0.01)
     log.start()
     log.record(VERDICT)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await entries(database):
             await asyncio.sleep(0.01)
     log.record(VERDICT)

@@ -39,7 +39,7 @@ class Bench:
 
     async def end(self, job_id: str) -> Job:
         """Waits until a job has ended."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.queue.events.last(job_id)
         return await self.store.get(job_id)
 
@@ -123,7 +123,7 @@ async def test_a_model_that_comes_back(bench: Bench) -> None:
     retry = next(event for event in await bench.store.events(job.id) if event.type == "retry").fields()
     assert (retry["tries"], retry["max_attempts"], retry["error"]["kind"]) == (1, 5, "overload")
     assert retry["delay_s"] <= 0.05
-    assert await becomes(lambda: len(ended) == 3, 5)
+    assert await becomes(lambda: len(ended) == 3, 30)
     assert ended == [("t", "queued"), ("t", "queued"), ("t", "succeeded")]
 
 
@@ -244,7 +244,7 @@ async def test_cancelling_reaches_the_handler(bench: Bench) -> None:
         await hanging.began.wait()
         principal_store = store or elsewhere.store(_principal())
         await principal_store.cancel(job_id)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await hanging.ended.wait()
         assert hanging.told
         assert (await bench.end(job_id)).state is JobState.CANCELLED
@@ -273,7 +273,7 @@ async def test_a_lost_lease_stops_the_handler(bench: Bench) -> None:
     await hanging.began.wait()
     async with bench.queue.database.write() as connection:
         await connection.execute(text("UPDATE jobs SET attempt = attempt + 1, worker = 'another'"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await hanging.ended.wait()
     job = await bench.store.get(job_id)
     assert (job.state, job.worker) == (JobState.RUNNING, "another")
@@ -289,11 +289,11 @@ async def test_leases_outlast_their_length(queue: JobQueue, store: JobStore) -> 
     await bench.runner.start()
 
     async def slow(context: JobContext) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for _ in range(15):
                 await asyncio.sleep(0.1)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         job_id = await bench.submit(slow)
         short.signals.tell_queued()
         await short.events.last(job_id)
@@ -322,7 +322,7 @@ async def test_stopping_gives_back_what_runs(queue: JobQueue, store: JobStore) -
     kinds.add(Kind("quick", quick))
     slow_ids = [(await store.submit(NewJob(kind="slow", max_attempts=1))).id for _ in range(30)]
     quick_id = (await store.submit(NewJob(kind="quick"))).id
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         for one in hanging:
             await one.began.wait()
         while runner.running < 31:
@@ -331,7 +331,7 @@ async def test_stopping_gives_back_what_runs(queue: JobQueue, store: JobStore) -
     await asyncio.sleep(0)
     late = (await store.submit(NewJob(kind="quick"))).id
     release.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await stopping
     assert (await store.get(quick_id)).state is JobState.SUCCEEDED
     assert (await store.get(late)).state is JobState.QUEUED

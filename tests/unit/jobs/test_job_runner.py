@@ -41,7 +41,7 @@ async def test_what_this_process_submits_is_picked_up_at_once(
     store: JobStore, queue: JobQueue, blind: LocalRunner
 ) -> None:
     """Submissions, freed places and retries that are due wake the runner: nothing waits for a look."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for _ in range(3):  # idle in between
             job_id = (await store.submit(NewJob(kind="nothing"))).id
             await queue.events.last(job_id)
@@ -61,7 +61,7 @@ async def test_what_another_process_submits_is_found(store: JobStore, queue: Job
     await runner.start()
     elsewhere = JobQueue(queue.database)
     accepted = await elsewhere.store(PRINCIPAL).submit(NewJob(kind="nothing"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await queue.events.last(accepted.id)
     await runner.stop(0)
     await elsewhere.aclose()
@@ -81,7 +81,7 @@ async def test_it_runs_as_many_as_it_may(store: JobStore, queue: JobQueue) -> No
     runner = LocalRunner(queue, Kinds([Kind("count", count)]), concurrency=2)
     await runner.start()
     accepted = await asyncio.gather(*(store.submit(NewJob(kind="count")) for _ in range(10)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for one in accepted:
             await queue.events.last(one.id)
     await runner.stop(0)
@@ -107,7 +107,7 @@ async def test_a_defect_in_claiming_does_not_end_it(
     runner = LocalRunner(queue, Kinds([Kind("nothing", nothing)]), concurrency=2)
     await runner.start()
     accepted = await store.submit(NewJob(kind="nothing"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await queue.events.last(accepted.id)
     await runner.stop(0)
     assert "jobs could not be claimed" in caplog.text

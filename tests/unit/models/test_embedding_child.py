@@ -212,4 +212,4 @@ async def test_a_large_request_lets_small_ones_pass_and_ends_with_its_client(ser
         for _ in range(10):
             await server.embed(input=FRENCH)
     alone = time.monotonic() - began
-    assert alone < 10, "the server still computes for a client that left"
+    assert alone < 20, "the server still computes for a client that left"

@@ -106,7 +106,7 @@ async def test_a_crashed_engine_is_back_within_seconds(default_gguf: Path, numbe
         os.kill(first, number)
         killed_at = time.monotonic()
         await until(lambda: states[-1].phase is ChildPhase.READY and states[-1].pid != first)
-        assert time.monotonic() - killed_at < 10
+        assert time.monotonic() - killed_at < 60
         assert states[-1].restarts == 1
         assert any(state.phase is ChildPhase.BACKOFF and number.name in state.why for state in states)
         assert (supervisor.address("smol"), supervisor.api_key("smol")) == (address, key)

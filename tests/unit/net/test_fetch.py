@@ -169,7 +169,7 @@ async def test_a_dripping_answer_ends_with_the_deadline() -> None:
             await fetcher.get(server.url("/drip"))
         with pytest.raises(NotFetched):
             await fetcher.get(server.url("/silent"))
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20
 
 
 async def test_a_compressed_answer_is_not_opened() -> None:

@@ -287,7 +287,7 @@ async def test_reading_waits_for_a_slow_caller(
     asked.context.exchange = SimpleNamespace(query=asked.context.exchange.query, client=slow)  # type: ignore[assignment]
     sending = asyncio.create_task(UsageFace(database).show(asked.context))
     for pieces in (2, 3, 4, 5):  # the names come with the first page
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while slow.pieces < pieces:
                 await asyncio.sleep(0.005)
         for _ in range(5):
@@ -298,5 +298,5 @@ async def test_reading_waits_for_a_slow_caller(
             slow.leave()
             break
         slow.take()
-    await asyncio.wait_for(sending, 10)
+    await asyncio.wait_for(sending, 30)
     assert slow.ended is not leaves
