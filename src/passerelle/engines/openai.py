@@ -63,6 +63,7 @@ _IGNORED: Mapping[ServerKind, Mapping[str, str]] = {
 }
 """Fields of completions that a kind of server answers without, and says nothing."""
 _UNSAID = (b"null", b"false", b'""')
+_FREE_CHOICES = (b"null", b'"auto"', b'"none"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,14 @@ class _GenerationSettings(msgspec.Struct):
     n_ctx: int | None = None
 
 
+class _TemplateCaps(msgspec.Struct):
+    supports_tools: bool = True
+
+
 class _Props(msgspec.Struct):
     default_generation_settings: _GenerationSettings
     total_slots: int | None = None
+    chat_template_caps: _TemplateCaps = msgspec.field(default_factory=_TemplateCaps)
 
 
 class _Version(msgspec.Struct):
@@ -115,11 +121,15 @@ class _Version(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What is known of a server: its kind, the models it lists and the window of the target's model."""
+    """What is known of a server: its kind, the models it lists and the window of the target's model.
+
+    ``tools`` is False where the model's chat template knows none: tools in a request then never reach the model.
+    """
 
     kind: ServerKind
     models: tuple[str, ...] = ()
     context_window: int | None = None
+    tools: bool = True
 
 
 class OpenAIEngine:
@@ -139,7 +149,7 @@ class OpenAIEngine:
         path = _PATHS.get(request.operation)
         if path is None:
             return await self._tokenizer(target, request_id, timeout_s).answer(request)
-        if request.operation is Operation.COMPLETION:
+        if request.operation is Operation.COMPLETION or "tool_choice" in request.fields:
             self._refuse_ignored(request, target)
         body = request.render(target.model, include_usage=True)
         chat = request.operation is Operation.CHAT
@@ -212,9 +222,13 @@ class OpenAIEngine:
     def _refuse_ignored(self, request: Request, target: Target) -> None:
         """Raises EngineRejected for a field that this kind of server takes and passes over in silence."""
         server = self._servers.get((target.url, target.model))
-        for name, why in _IGNORED.get(server.kind, {}).items() if server is not None else ():
+        if server is None:
+            return
+        for name, why in _IGNORED.get(server.kind, {}).items():
             if name in request.fields and bytes(request.fields[name]) not in _UNSAID:
                 raise refused(name, why)
+        if not server.tools and bytes(request.fields.get("tool_choice", b"null")) not in _FREE_CHOICES:
+            raise refused("tool_choice", "has a chat template that knows no tools, and cannot be made to call one")
 
     async def _post(
         self,
@@ -292,12 +306,14 @@ class OpenAIEngine:
         if mine is None and len(entries) == 1:
             mine = entries[0]
         kind = await self._kind(target, mine, until)
-        window = mine.max_model_len if mine is not None else None
+        window, tools = mine.max_model_len if mine is not None else None, True
         if window is None and kind is ServerKind.LLAMACPP:
-            window = await self._llamacpp_window(target, until)
+            props = await self._props(target, until)
+            if props is not None:
+                window, tools = props.default_generation_settings.n_ctx, props.chat_template_caps.supports_tools
             if window is None and mine is not None and mine.meta is not None:
                 window = mine.meta.n_ctx or mine.meta.n_ctx_train
-        server = _Server(kind, models, window)
+        server = _Server(kind, models, window, tools)
         if len(self._servers) >= _MAX_ROUTES:
             self._servers.clear()
             self._asked_at.clear()
@@ -319,11 +335,11 @@ class OpenAIEngine:
             return ServerKind.LLAMACPP
         return ServerKind.OTHER
 
-    async def _llamacpp_window(self, target: Target, until: float) -> int | None:
+    async def _props(self, target: Target, until: float) -> _Props | None:
         status, body, _ = await self._get(target, _root(target.url), "/props", until)
         if status != 200 or not _matches(_Props, body):
             return None
-        return decoded(_Props, body).default_generation_settings.n_ctx
+        return decoded(_Props, body)
 
 
 def _root(url: str) -> str:
