@@ -87,6 +87,7 @@ ROWS = (
     Row("D10", "the store of limits goes away", "SIGKILL", "by what was known; 200 or 429, never 401; back by itself"),
     Row("D11", "callers leave while tokens are set aside", "FIN, RST, reset", "what was not used is given back"),
     Row("D13", "ids of another tenant", "every route with an id", "404, the same as for one that is not there"),
+    Row("D14", "a statement that forgets its tenant", "SET ROLE; SELECT", "no row: row-level security is forced"),
     # E. Jobs and the database
     Row("E1", "worker killed in the middle of a job", "SIGKILL, failpoints", "run again soon after its lease; one end"),
     Row("E2", "gateway killed between commit and answer", "failpoint", "the same request finds the same job"),
@@ -99,6 +100,7 @@ ROWS = (
     Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
     Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
     Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
+    Row("E17", "migration cut, twice, or old code beside it", "SIGKILL", "all or nothing; once; old code goes on"),
     # F. Websockets
     Row("F1", "no ticket, a stale, used or foreign one, another origin", "handshakes", "403 before the handshake"),
     Row(

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from tests.faults.table import ROWS
 
+ELSEWHERE = ("tests.unit.storage.test_migrations", "tests.unit.storage.test_tenants")
+"""Modules whose rows need no gateway."""
+
 
 def _marked() -> Counter[str]:
     """Returns how many tests each row has."""
     found: Counter[str] = Counter()
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
-        if path.name == Path(__file__).name:
-            continue
-        module = importlib.import_module(f"tests.faults.{path.stem}")
+    here = Path(__file__)
+    names = [f"tests.faults.{path.stem}" for path in sorted(here.parent.glob("test_*.py")) if path.name != here.name]
+    for each in (*names, *ELSEWHERE):
+        module = importlib.import_module(each)
         for name, function in vars(module).items():
             if name.startswith("test_"):
                 for mark in getattr(function, "pytestmark", ()):

@@ -14,6 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, text
+from tests.faults.table import row
 
 import passerelle.storage.migrations as migrations
 from passerelle.accounting.report import Grouping, UsageFilter, UsageReport
@@ -88,6 +89,7 @@ def _upgrade_in_child(url: str, home: Path, gate: Any, results: Any) -> None:
 
 
 @pytest.mark.slow
+@row("E17")
 async def test_processes_that_start_at_once_migrate_once(database_url: str, tmp_path: Path) -> None:
     """Of four first starts at the same moment one migrates, and none fails."""
     context = multiprocessing.get_context("spawn")
@@ -118,8 +120,9 @@ def _hang_in_migration(url: str, home: Path, reached: Any) -> None:
 
 
 @pytest.mark.slow
+@row("E17")
 async def test_a_process_killed_in_a_migration(database_url: str, tmp_path: Path) -> None:
-    """SIGKILL in the middle: the next start finds nothing done and does all of it (faults row E17)."""
+    """SIGKILL in the middle: the next start finds nothing done and does all of it."""
     context = multiprocessing.get_context("spawn")
     reached = context.Event()
     child = context.Process(target=_hang_in_migration, args=(database_url, tmp_path, reached))
@@ -145,8 +148,9 @@ OLD_USAGE = """INSERT INTO usage (id, at_ms, request_id, organisation, project, 
   ON CONFLICT (id) DO NOTHING"""
 
 
+@row("E17")
 async def test_the_first_release_goes_on_beside_the_newest_schema(database: Database) -> None:
-    """Its statements, as it sent them, write and read; what it wrote is taken in by this code (faults row E17).
+    """Its statements, as it sent them, write and read; what it wrote is taken in by this code.
 
     That it names no tenant on PostgreSQL is held in test_tenants.py.
     """
@@ -164,10 +168,11 @@ async def test_the_first_release_goes_on_beside_the_newest_schema(database: Data
 
 
 @pytest.mark.parametrize("killed_at", ["usage_rollups", "watermarks", "audit"])
+@row("E17")
 async def test_a_migration_that_is_cut_leaves_nothing_and_runs_again(
     database_url: str, tmp_path: Path, killed_at: str
 ) -> None:
-    """Cut at any step, the database is as it was before; the next start does all of it (faults row E17)."""
+    """Cut at any step, the database is as it was before; the next start does all of it."""
     opened = open_database(database_url, tmp_path)
 
     def cut(*arguments: Any) -> None:

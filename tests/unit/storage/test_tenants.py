@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy import insert, select, text
+from tests.faults.table import row
 from tests.harness.postgres import PostgresServer
 
 with warnings.catch_warnings():
@@ -90,6 +91,7 @@ def _job(job: str, organisation: str) -> dict[str, object]:
     return values
 
 
+@row("D14")
 async def test_a_tenant_sees_its_own_rows_only(database: Database) -> None:
     """A statement without any condition gives the rows of the transaction's tenant, and those below them."""
     for organisation in ("default", "acme"):
@@ -158,8 +160,9 @@ async def test_a_dump_of_the_owner_is_whole(url: str, database: Database, tmp_pa
         assert (await connection.execute(select(job_results.c.job_id))).scalars().all() == ["job-of-default"]
 
 
+@row("D14")
 async def test_the_role_without_a_tenant_sees_nothing(postgres: PostgresServer, tmp_path: Path) -> None:
-    """`SET ROLE passerelle_app` and a SELECT without a tenant: no row of any fenced table (faults row D14)."""
+    """`SET ROLE passerelle_app` and a SELECT without a tenant: no row of any fenced table."""
     url = await postgres.new_database()
     opened = open_database(url, tmp_path)
     await upgrade(opened)
