@@ -61,7 +61,7 @@ class Keeper:
             if stopping.is_set():
                 self.say(f"Stopping {self.name}: running answers have {self.grace_s:g} s.")
             await told[0].withdraw(self.grace_s, hurry)
-            await supervisor.stop(_CHILD_GRACE_S)
+            await supervisor.stop(_CHILD_GRACE_S, hurry=hurry.is_set())
             told[0].close()
 
     def _supervisor(self, told: list[Served]) -> Supervisor:

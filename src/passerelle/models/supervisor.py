@@ -147,9 +147,12 @@ class Supervisor:
         """Returns how each child is, in the order they were given."""
         return [child.state for child in self._children.values()]
 
-    async def stop(self, grace_s: float) -> None:
-        """Ends every child: SIGTERM, then SIGKILL after ``grace_s`` seconds. May be called again."""
-        await asyncio.gather(*(child.stop(grace_s) for child in self._children.values()))
+    async def stop(self, grace_s: float, *, hurry: bool = False) -> None:
+        """Ends every child: SIGTERM, then SIGKILL after ``grace_s`` seconds. May be called again.
+
+        A child that asks for more has more, unless in a ``hurry``.
+        """
+        await asyncio.gather(*(child.stop(grace_s, hurry=hurry) for child in self._children.values()))
 
 
 class ManagedChild:
@@ -186,9 +189,9 @@ class ManagedChild:
         """Returns when the child enters another state."""
         await self._changed.wait()
 
-    async def stop(self, grace_s: float) -> None:
+    async def stop(self, grace_s: float, *, hurry: bool = False) -> None:
         """Ends the child for good, and gives its port back."""
-        self._grace_s = max(grace_s, self.spec.stop_grace_s)
+        self._grace_s = grace_s if hurry else max(grace_s, self.spec.stop_grace_s)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -10,7 +10,8 @@ port of loopback, and lives as long as it. Where vLLM is on several GPUs it is m
   and the supervisor kills what is left of the group.
 * The key goes by environment (``VLLM_API_KEY``), which other users cannot read, not by argument, which they can.
   `vllm_guard` asks for it on every route, where vLLM itself asks on some.
-* What vLLM says on standard output goes to standard error, where the supervisor listens.
+* What vLLM says passes through the guardian to its own standard error, where the supervisor listens: a process of
+  vLLM's that outlived the others would hold that open, and the supervisor would not learn that they ended.
 * A command line that vLLM refuses is status 2: such a child has failed for good.
 """
 
@@ -22,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -38,6 +40,7 @@ READY_TIMEOUT_S = 1800.0
 STOP_GRACE_S = 10.0
 INHERITED_PREFIXES = ("VLLM_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "NCCL_", "NVIDIA_", "RAY_")
 """What of our environment vLLM needs beside what every child gets."""
+_LAST_WORDS_S = 0.5
 GUARD = Path(__file__).parent / "vllm_guard"
 
 
@@ -119,16 +122,26 @@ def main() -> None:
         server = subprocess.Popen(
             [*settings.command, "--host", HOST, "--port", str(assignment.port), *middleware],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=environment,
             preexec_fn=_die_with_parent,  # our one other thread waits in a read: it holds no lock
         )
     except OSError as error:
         refuse(f"{settings.command[0]} cannot be started: {error.strerror}")
+    assert server.stdout is not None
+    relay = threading.Thread(target=_pass_on, args=(server.stdout.fileno(),), name="relay", daemon=True)
+    relay.start()
     status = server.wait()
+    relay.join(_LAST_WORDS_S)
     if status < 0:
         print(f"vLLM was killed by {signal.Signals(-status).name}", file=sys.stderr, flush=True)
     os._exit(1 if status < 0 else status)
+
+
+def _pass_on(pipe: int) -> None:
+    while piece := os.read(pipe, 65536):
+        os.write(sys.stderr.fileno(), piece)
 
 
 def _die_with_parent() -> None:
