@@ -106,7 +106,7 @@ def test_errors(client: triton.InferenceServerClient, server: Server, headers: d
     text = tensor(triton, "text_input", PROMPT.encode())
     for model, inputs, sent, status, said in [
         ("nowhere", [text], headers, "404", "unknown model"),
-        ("multilingual-e5-small", [text], headers, "404", "writes no text"),
+        ("multilingual-e5-small", [text], headers, "404", "no such model that writes text"),
         (server.model, [text], {}, "401", "key"),
         (server.model, [text, tensor(triton, "stream", True, "BOOL")], headers, "400", "generate_stream"),
         (server.model, [text, tensor(triton, "colour", b"red")], headers, "400", "unexpected inference input 'colour'"),

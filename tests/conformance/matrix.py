@@ -244,6 +244,27 @@ def tgi_stream(body: bytes) -> Told:
     return _generated(last)
 
 
+def triton_document(body: bytes) -> Told:
+    return _results(json.loads(body))
+
+
+def triton_stream(body: bytes) -> Told:
+    found = events(body)
+    told = _results(found[-1])
+    return replace(told, text="".join(event["text_output"] for event in found))
+
+
+def triton_tensors(body: bytes) -> Told:
+    answer = json.loads(body)
+    assert [each["datatype"] for each in answer["outputs"][:2]] == ["BYTES", "BYTES"]
+    return _results({each["name"]: each["data"][0] for each in answer["outputs"]})
+
+
+def _results(answer: Mapping[str, Any]) -> Told:
+    usage = _usage(answer, "num_input_tokens", "num_output_tokens")
+    return Told(answer["text_output"], answer["finish_reason"], usage)
+
+
 def studio(body: bytes) -> Told:
     answer = json.loads(body)
     assert answer["name"] == "world"
@@ -294,6 +315,15 @@ _RESPONSE: dict[str, Any] = {"model": "MODEL", "input": QUESTION, "max_output_to
 _MESSAGE: dict[str, Any] = {"model": "MODEL", "messages": _MESSAGES, "max_tokens": LIMIT, "temperature": 0}
 _OPEA: dict[str, Any] = {"model": "MODEL", "query": QUESTION, "max_new_tokens": LIMIT}
 _TGI_BODY: dict[str, Any] = {"inputs": QUESTION, "parameters": {"max_new_tokens": LIMIT, "details": True}}
+_RESULTS = ("finish_reason", "num_input_tokens", "num_output_tokens")
+_TRITON: dict[str, Any] = {"text_input": QUESTION, "max_tokens": LIMIT, **{f"return_{name}": True for name in _RESULTS}}
+_TENSORS: dict[str, Any] = {
+    "inputs": [
+        {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": [QUESTION]},
+        {"name": "max_tokens", "datatype": "INT32", "shape": [1], "data": [LIMIT]},
+    ],
+    "outputs": [{"name": name} for name in ("text_output", *_RESULTS)],
+}
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 _CALLED = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
 _HISTORY = [
@@ -361,6 +391,9 @@ TEXT_FACES = (
         stream=True,
         refused=422,
     ),
+    Face("triton", "/v2/models/{model}/generate", _TRITON, triton_document, "completion"),
+    Face("triton-stream", "/v2/models/{model}/generate_stream", _TRITON, triton_stream, "completion", stream=True),
+    Face("triton-tensors", "/v2/models/{model}/infer", _TENSORS, triton_tensors, "completion"),
     Face(
         "prompt",
         "/prompt",

@@ -76,12 +76,13 @@ class GenerateRendering:
         return {**self._head, "text_output": text}
 
     def _results(self) -> dict[str, Value]:
-        found: dict[str, Value] = {
+        """What is asked for, as far as it is known: not every model server counts tokens."""
+        found: dict[str, Value | None] = {
             "finish_reason": self._finish,
-            "num_input_tokens": self._usage.get("prompt_tokens") or 0,
-            "num_output_tokens": self._usage.get("completion_tokens") or 0,
+            "num_input_tokens": self._usage.get("prompt_tokens"),
+            "num_output_tokens": self._usage.get("completion_tokens"),
         }
-        return {name: value for name, value in found.items() if name in self._wants}
+        return {name: value for name, value in found.items() if name in self._wants and value is not None}
 
 
 class InferClient(TranslatingClient):

@@ -114,8 +114,10 @@ class TritonFace:
         version = context.parameters.get("version", VERSION)
         model = self._catalog.current.resolve(name)
         if model is None or not _may_call(context, model):
-            message = f"Request for unknown model: '{name[:200]}' is not found, or writes no text; see /v1/models."
-            raise ModelNotFound(message)
+            raise ModelNotFound(
+                f"Request for unknown model: '{name[:200]}'. There is no such model that writes text; the list of"
+                " models is at /v1/models."
+            )
         if version != VERSION:
             raise NotFound(f"Request for unknown model: '{name[:200]}' has version {VERSION} only.")
         return model
