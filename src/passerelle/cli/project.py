@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from passerelle.cli.duration import show_moment
 from passerelle.cli.records import (
     DEFAULT_ORGANISATION,
     ConfigOption,
@@ -15,11 +14,23 @@ from passerelle.cli.records import (
     HomeOption,
     JsonOption,
     OrganisationOption,
-    known_models,
     on_database,
     operator,
 )
-from passerelle.cli.table import all_or, print_fields, print_json, print_table
+from passerelle.cli.spaces import (
+    AllModelsOption,
+    AllServicesOption,
+    ArchivedOption,
+    ModelOption,
+    NameOption,
+    NewNameOption,
+    ServiceOption,
+    changed_bounds,
+    every,
+    new_bounds,
+    print_space,
+    print_spaces,
+)
 from passerelle.identity.options import SAME
 from passerelle.identity.organisations import OrganisationStore
 from passerelle.identity.projects import Project, ProjectOptions, ProjectStore
@@ -28,17 +39,11 @@ from passerelle.storage.engine import Database
 app = typer.Typer(help="Create, list, change and archive projects.", no_args_is_help=True)
 
 ProjectArgument = Annotated[str, typer.Argument(metavar="PROJECT", help="Its id or its name.")]
-ModelOption = Annotated[
-    list[str] | None, typer.Option("--model", "-m", help="A model its keys may call at most; all when left out.")
-]
-ServiceOption = Annotated[
-    list[str] | None, typer.Option("--service", help="A service its keys may run at most; all when left out.")
-]
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Option("--name", "-n", help="What to call it.")],
+    name: NameOption,
     model: ModelOption = None,
     service: ServiceOption = None,
     organisation: OrganisationOption = DEFAULT_ORGANISATION,
@@ -48,17 +53,17 @@ def create(
     database: DatabaseOption = None,
 ) -> None:
     """Create a project."""
-    options = ProjectOptions(name, known_models(config, home, database, model), frozenset(service) if service else None)
+    options = ProjectOptions(name, *new_bounds((config, home, database), model, service))
 
     async def work(opened: Database) -> Project:
         return await (await _store(opened, organisation)).create(operator(), options)
 
-    print_fields(_fields(on_database(config, home, database, work)), as_json)
+    print_space(on_database(config, home, database, work), as_json)
 
 
 @app.command("list")
 def list_projects(
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also archived ones.")] = False,
+    everything: ArchivedOption = False,
     organisation: OrganisationOption = DEFAULT_ORGANISATION,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -66,24 +71,7 @@ def list_projects(
     database: DatabaseOption = None,
 ) -> None:
     """List the projects of an organisation."""
-    found = on_database(config, home, database, lambda opened: _list(opened, organisation, everything))
-    if as_json:
-        print_json([_fields(each) for each in found])
-        return
-    print_table(
-        ("name", "id", "models", "services", "created", "archived"),
-        [
-            (
-                each.name,
-                each.id,
-                all_or(each.models),
-                all_or(each.services),
-                show_moment(each.created_at_ms),
-                show_moment(each.archived_at_ms),
-            )
-            for each in found
-        ],
-    )
+    print_spaces(on_database(config, home, database, lambda opened: _list(opened, organisation, everything)), as_json)
 
 
 @app.command()
@@ -100,17 +88,17 @@ def show(
     async def work(opened: Database) -> Project:
         return await (await _store(opened, organisation)).find(project)
 
-    print_fields(_fields(on_database(config, home, database, work)), as_json)
+    print_space(on_database(config, home, database, work), as_json)
 
 
 @app.command()
 def update(
     project: ProjectArgument,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="What to call it.")] = None,
+    name: NewNameOption = None,
     model: ModelOption = None,
-    all_models: Annotated[bool, typer.Option("--all-models", help="Every model again.")] = False,
+    all_models: AllModelsOption = False,
     service: ServiceOption = None,
-    all_services: Annotated[bool, typer.Option("--all-services", help="Every service again.")] = False,
+    all_services: AllServicesOption = False,
     organisation: OrganisationOption = DEFAULT_ORGANISATION,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -118,17 +106,14 @@ def update(
     database: DatabaseOption = None,
 ) -> None:
     """Change a project; what is not named stays as it is. Running servers follow within 5 seconds."""
-    options = ProjectOptions(
-        name=SAME if name is None else name,
-        models=None if all_models else (known_models(config, home, database, model) or SAME),
-        services=None if all_services else (frozenset(service) if service else SAME),
-    )
+    bounds = changed_bounds((config, home, database), model, all_models, service, all_services)
+    options = ProjectOptions(SAME if name is None else name, **bounds)
 
     async def work(opened: Database) -> Project:
         store = await _store(opened, organisation)
         return await store.update(operator(), (await store.find(project)).id, options)
 
-    print_fields(_fields(on_database(config, home, database, work)), as_json)
+    print_space(on_database(config, home, database, work), as_json)
 
 
 @app.command()
@@ -173,22 +158,4 @@ async def _store(database: Database, organisation: str) -> ProjectStore:
 
 async def _list(database: Database, organisation: str, everything: bool) -> list[Project]:
     store = await _store(database, organisation)
-    found: list[Project] = []
-    after = None
-    while page := await store.page(limit=500, after=after, archived=everything):
-        found += page
-        after = (page[-1].created_at_ms, page[-1].id)
-    return found
-
-
-def _fields(project: Project) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "organisation": project.organisation,
-        "name": project.name,
-        "models": None if project.models is None else sorted(project.models),
-        "services": None if project.services is None else sorted(project.services),
-        "created_by": project.created_by,
-        "created_at_ms": project.created_at_ms,
-        "archived_at_ms": project.archived_at_ms,
-    }
+    return await every(lambda after: store.page(limit=500, after=after, archived=everything))

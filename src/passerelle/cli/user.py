@@ -19,6 +19,7 @@ from passerelle.cli.records import (
     operator,
     public_address,
 )
+from passerelle.cli.spaces import every
 from passerelle.cli.table import print_fields, print_json, print_table
 from passerelle.domain.errors import Conflict
 from passerelle.domain.principal import Role
@@ -225,12 +226,7 @@ async def _change(database: Database, organisation: str, user: str, options: Use
 
 async def _list(database: Database, organisation: str, everything: bool) -> list[User]:
     store = UserStore(database, await _tenant(database, organisation))
-    found: list[User] = []
-    after = None
-    while page := await store.page(limit=500, after=after, disabled=everything):
-        found += page
-        after = (page[-1].created_at_ms, page[-1].id)
-    return found
+    return await every(lambda after: store.page(limit=500, after=after, disabled=everything))
 
 
 def _fields(user: User) -> dict[str, Any]:

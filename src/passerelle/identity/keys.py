@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, Select, insert, or_, select, tuple_, update
+from sqlalchemy import RowMapping, Select, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, Internal, NotFound
@@ -26,6 +26,7 @@ from passerelle.identity.credentials import known_scopes, rights_of
 from passerelle.identity.options import SAME, Default, check_name, check_version, chosen
 from passerelle.identity.rights import ALL, Maker, Names, Reach, Rights, check, parse_networks, reach
 from passerelle.identity.sequence import advance
+from passerelle.identity.spaces import paged
 from passerelle.identity.token import mint, parse
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import key_secrets, keys, organisations, projects, users
@@ -166,9 +167,7 @@ class KeyStore:
 
         Without those revoked or expired when ``ended`` is false; of one project or one user when that is named.
         """
-        query = self._within(within).order_by(keys.c.created_at_ms, keys.c.id).limit(limit)
-        if after is not None:
-            query = query.where(tuple_(keys.c.created_at_ms, keys.c.id) > tuple_(*after))
+        query = paged(self._within(within), keys, limit, after)
         if not ended:
             query = query.where(keys.c.revoked_at_ms.is_(None), _open_at(keys.c.expires_at_ms, self._now_ms()))
         if project is not None:

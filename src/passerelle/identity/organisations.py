@@ -10,16 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, insert, or_, select, tuple_, update
+from sqlalchemy import RowMapping, Select, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import Conflict, Forbidden, NotFound
 from passerelle.domain.ids import new_id
 from passerelle.identity import audit
 from passerelle.identity.credentials import rights_of
-from passerelle.identity.options import SAME, Default, check_name, check_version, chosen
-from passerelle.identity.rights import Maker, Names
+from passerelle.identity.options import check_name, check_version, chosen
+from passerelle.identity.rights import Maker
 from passerelle.identity.sequence import advance
+from passerelle.identity.spaces import Space, SpaceOptions, listed, paged, read, state
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import organisations, projects
 
@@ -28,26 +29,13 @@ FIRST = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class Organisation:
-    """One organisation. ``models`` and ``services`` are what its keys may call at most, None for all."""
-
-    id: str
-    name: str
-    models: Names
-    services: Names
-    created_at_ms: int
-    created_by: str
-    archived_at_ms: int | None
-    version: int
+class Organisation(Space):
+    """One organisation."""
 
 
 @dataclass(frozen=True, slots=True)
-class OrganisationOptions:
-    """What an organisation is to be like; ``SAME`` is as it was, or without bounds for a new one."""
-
-    name: str | Default = SAME
-    models: Names | Default = SAME
-    services: Names | Default = SAME
+class OrganisationOptions(SpaceOptions):
+    """What an organisation is to be like; a new one has no bounds where none are said."""
 
 
 class OrganisationStore:
@@ -70,8 +58,8 @@ class OrganisationStore:
             row = _made(by, int(self._clock() * 1000), changed) | {
                 "id": new_id("org"),
                 "name": name,
-                "models": _sorted(chosen(options.models, None)),
-                "services": _sorted(chosen(options.services, None)),
+                "models": listed(chosen(options.models, None)),
+                "services": listed(chosen(options.services, None)),
             }
             await connection.execute(insert(organisations).values(**row))
             project = row | {"id": new_id("prj"), "name": FIRST, "organisation": row["id"]}
@@ -85,9 +73,7 @@ class OrganisationStore:
         self, *, limit: int, after: tuple[Any, ...] | None = None, archived: bool = False
     ) -> list[Organisation]:
         """Returns up to ``limit`` organisations, oldest first, after the one with (created_at_ms, id) ``after``."""
-        query = self._visible().order_by(organisations.c.created_at_ms, organisations.c.id).limit(limit)
-        if after is not None:
-            query = query.where(tuple_(organisations.c.created_at_ms, organisations.c.id) > tuple_(*after))
+        query = paged(self._visible(), organisations, limit, after)
         if not archived:
             query = query.where(organisations.c.archived_at_ms.is_(None))
         async with self._database.read() as connection:
@@ -127,8 +113,8 @@ class OrganisationStore:
                 await self._check_free(connection, name)
             values = {
                 "name": name,
-                "models": _sorted(chosen(options.models, before.models)),
-                "services": _sorted(chosen(options.services, before.services)),
+                "models": listed(chosen(options.models, before.models)),
+                "services": listed(chosen(options.services, before.services)),
             }
             return await self._write(connection, by, "organisation.update", before, changed, values)
 
@@ -205,19 +191,9 @@ async def _note(
         organisation=after.id,
         subject_kind="organisation",
         subject_id=after.id,
-        before=None if before is None else _state(before),
-        after=_state(after),
+        before=None if before is None else state(before),
+        after=state(after),
     )
-
-
-def _state(organisation: Organisation) -> dict[str, Any]:
-    return {
-        "name": organisation.name,
-        "models": _sorted(organisation.models),
-        "services": _sorted(organisation.services),
-        "archived_at_ms": organisation.archived_at_ms,
-        "version": organisation.version,
-    }
 
 
 def _made(by: Maker, now_ms: int, changed: int) -> dict[str, Any]:
@@ -225,17 +201,4 @@ def _made(by: Maker, now_ms: int, changed: int) -> dict[str, Any]:
 
 
 def _organisation(row: RowMapping) -> Organisation:
-    return Organisation(
-        id=row["id"],
-        name=row["name"],
-        models=None if row["models"] is None else frozenset(row["models"]),
-        services=None if row["services"] is None else frozenset(row["services"]),
-        created_at_ms=row["created_at_ms"],
-        created_by=row["created_by"],
-        archived_at_ms=row["archived_at_ms"],
-        version=row["version"],
-    )
-
-
-def _sorted(names: Names) -> list[str] | None:
-    return None if names is None else sorted(names)
+    return Organisation(**read(row))

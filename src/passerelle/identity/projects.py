@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import RowMapping, insert, or_, select, tuple_, update
+from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import Conflict, Forbidden, NotFound
@@ -18,9 +18,10 @@ from passerelle.domain.ids import new_id
 from passerelle.domain.principal import Scope
 from passerelle.identity import audit
 from passerelle.identity.credentials import rights_of
-from passerelle.identity.options import SAME, Default, check_name, check_version, chosen
+from passerelle.identity.options import check_name, check_version, chosen
 from passerelle.identity.rights import Maker, Names, Rights, check, common
 from passerelle.identity.sequence import advance
+from passerelle.identity.spaces import Space, SpaceOptions, listed, paged, read, state
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import organisations, projects
 
@@ -29,27 +30,20 @@ _FIRST = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class Project:
-    """One project. ``models`` and ``services`` are what its keys may call at most, None for all."""
+class Project(Space):
+    """One project, of one organisation."""
 
-    id: str
     organisation: str
-    name: str
-    models: Names
-    services: Names
-    created_at_ms: int
-    created_by: str
-    archived_at_ms: int | None
-    version: int
+
+    @property
+    def inside(self) -> str:
+        """The id of its organisation."""
+        return self.organisation
 
 
 @dataclass(frozen=True, slots=True)
-class ProjectOptions:
-    """What a project is to be like; ``SAME`` is as it was, or for a new one as its maker has it."""
-
-    name: str | Default = SAME
-    models: Names | Default = SAME
-    services: Names | Default = SAME
+class ProjectOptions(SpaceOptions):
+    """What a project is to be like."""
 
 
 class ProjectStore:
@@ -97,9 +91,7 @@ class ProjectStore:
         ``only`` is the id of the one project that the caller sees.
         """
         query = select(projects).where(projects.c.organisation == self._organisation)
-        query = query.order_by(projects.c.created_at_ms, projects.c.id).limit(limit)
-        if after is not None:
-            query = query.where(tuple_(projects.c.created_at_ms, projects.c.id) > tuple_(*after))
+        query = paged(query, projects, limit, after)
         if not archived:
             query = query.where(projects.c.archived_at_ms.is_(None))
         if only is not None:
@@ -192,8 +184,8 @@ class ProjectStore:
         )
         check(having, asked)
         return {
-            "models": _sorted(chosen(options.models, models)),
-            "services": _sorted(chosen(options.services, services)),
+            "models": listed(chosen(options.models, models)),
+            "services": listed(chosen(options.services, services)),
         }
 
     async def _check_free(self, connection: AsyncConnection, name: str) -> None:
@@ -233,34 +225,10 @@ class ProjectStore:
             organisation=self._organisation,
             subject_kind="project",
             subject_id=after.id,
-            before=None if before is None else _state(before),
-            after=_state(after),
+            before=None if before is None else state(before),
+            after=state(after),
         )
 
 
-def _state(project: Project) -> dict[str, Any]:
-    return {
-        "name": project.name,
-        "models": _sorted(project.models),
-        "services": _sorted(project.services),
-        "archived_at_ms": project.archived_at_ms,
-        "version": project.version,
-    }
-
-
 def _project(row: RowMapping) -> Project:
-    return Project(
-        id=row["id"],
-        organisation=row["organisation"],
-        name=row["name"],
-        models=None if row["models"] is None else frozenset(row["models"]),
-        services=None if row["services"] is None else frozenset(row["services"]),
-        created_at_ms=row["created_at_ms"],
-        created_by=row["created_by"],
-        archived_at_ms=row["archived_at_ms"],
-        version=row["version"],
-    )
-
-
-def _sorted(names: Names) -> list[str] | None:
-    return None if names is None else sorted(names)
+    return Project(**read(row), organisation=row["organisation"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, insert, or_, select, tuple_, update
+from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound
@@ -23,6 +23,7 @@ from passerelle.identity.keys import end_keys_of_user
 from passerelle.identity.options import SAME, Default, check_email, check_name, check_version, chosen
 from passerelle.identity.rights import Maker, Rights, check
 from passerelle.identity.sequence import advance
+from passerelle.identity.spaces import paged
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import organisations, projects, users
 
@@ -128,9 +129,7 @@ class UserStore:
         ``only`` is the id of the one project whose users the caller sees.
         """
         query = select(users).where(users.c.organisation == self._organisation)
-        query = query.order_by(users.c.created_at_ms, users.c.id).limit(limit)
-        if after is not None:
-            query = query.where(tuple_(users.c.created_at_ms, users.c.id) > tuple_(*after))
+        query = paged(query, users, limit, after)
         if not disabled:
             query = query.where(users.c.disabled_at_ms.is_(None))
         if only is not None:
