@@ -25,6 +25,7 @@ from passerelle.catalog.problem import ConfigurationError
 from passerelle.edge.server import Server
 from passerelle.engines.managed import ChildAddress
 from passerelle.gateway.shared import Board, Seat
+from passerelle.heap import return_large_blocks
 from passerelle.limits.board import LimitBoard
 from passerelle.models.served import ReportFile
 from passerelle.settings import Configuration, load_configuration
@@ -90,6 +91,7 @@ async def run(
 ) -> None:
     """Serves until a signal asks to stop, and returns when everything has ended."""
     _spare_collector()
+    return_large_blocks()
     if shared is None:
         passerelle = Passerelle(configuration, environ, children, reports=reports)
     else:

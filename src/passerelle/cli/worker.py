@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from passerelle.catalog.problem import ConfigurationError
+from passerelle.heap import return_large_blocks
 from passerelle.settings import Configuration, load_configuration
 from passerelle.storage.engine import StorageError, open_database
 from passerelle.storage.migrations import upgrade
@@ -29,6 +30,7 @@ def worker(
     What runs then may finish within server.grace_s; the rest is given back. Models that are children of a server on
     another machine are reached through that server: name it as a target.
     """
+    return_large_blocks()
     environ = dict(os.environ)
     flags = {"jobs.concurrency": concurrency, "home": None if home is None else str(home)}
     try:

@@ -74,7 +74,8 @@ class Attempt:
     def payload(self, form: type[T]) -> T:
         """See `passerelle.jobs.context.JobContext.payload`."""
         try:
-            return msgspec.json.decode(self.job.payload, type=form)
+            # As bytes: decoding a text would leave a copy of it in UTF-8 with it, for as long as the job runs.
+            return msgspec.json.decode(self.job.payload.encode(), type=form)
         except msgspec.MsgspecError as error:
             raise JobFailed(f"The job's payload is not what this kind takes: {error}.", code="bad_payload") from error
 

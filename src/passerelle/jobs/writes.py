@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import update
+from sqlalchemy import Column, ColumnElement, and_, bindparam, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import IdempotencyKeyReused
@@ -159,8 +159,7 @@ class Writes:
         }
         for item in items:
             if item.values["id"] in accepted and len(item.values["payload"]) > LARGE:
-                large = update(jobs).where(jobs.c.id == item.values["id"])
-                await connection.execute(large.values(payload=item.values["payload"]))
+                await _put(connection, jobs.c.payload, jobs.c.id == item.values["id"], item.values["payload"])
         await self._add_events(connection, [(job_id, 1, EventType.QUEUED, "{}") for job_id in accepted])
         known = [item.values for item in items if item.values["id"] not in accepted]
         before = await self._find_submitted(connection, known) if known else {}
@@ -225,9 +224,9 @@ class Writes:
         done = {tuple(row) for row in kept}
         for key, item in wanted.items():
             if key in done and len(item.output) > LARGE:
-                same = (job_steps.c.job_id, job_steps.c.name, job_steps.c.input_hash)
-                large = update(job_steps).where(*(column == value for column, value in zip(same, key, strict=True)))
-                await connection.execute(large.values(output=item.output))
+                columns = (job_steps.c.job_id, job_steps.c.name, job_steps.c.input_hash)
+                same = and_(*(column == value for column, value in zip(columns, key, strict=True)))
+                await _put(connection, job_steps.c.output, same, item.output)
         return [None if (item.job_id, item.name, item.input_hash) in done else LeaseLost(item.job_id) for item in items]
 
     # Ends
@@ -265,8 +264,8 @@ class Writes:
             await connection.execute(self._statements.add_results, rows_parameter(results))
         for key, item in wanted.items():
             if item.result is not None and key in settled and len(item.result.content) > LARGE:
-                large = update(job_results).where(job_results.c.job_id == item.job_id)
-                await connection.execute(large.values(content=clean(item.result.content)))
+                same = job_results.c.job_id == item.job_id
+                await _put(connection, job_results.c.content, same, clean(item.result.content))
         again = any(state is JobState.QUEUED for state, _ in settled.values())
         await self._signals.send(connection, queued=again, events=[job_id for job_id, _ in settled])
         return settled
@@ -311,6 +310,12 @@ class Writes:
     async def _add_events(self, connection: AsyncConnection, events: Sequence[tuple[str, int, str, str]]) -> None:
         if events:
             await connection.execute(self._statements.add_events, rows_parameter(events))
+
+
+async def _put(connection: AsyncConnection, column: Column[Any], where: ColumnElement[bool], text: str) -> None:
+    """Writes a large text into one row. It is no part of the statement, which SQLAlchemy keeps once compiled."""
+    statement = update(column.table).where(where).values({column: bindparam("large")})
+    await connection.execute(statement, {"large": text})
 
 
 def _small(text: str) -> str:
