@@ -6,12 +6,10 @@ import asyncio
 import base64
 import json
 import random
-import socket
 import struct
 import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ import pytest_asyncio
 from tests.faults.table import row
 from tests.harness.clients import Answer, Caller, Conversation, chat_body
 from tests.harness.pictures import PictureServer
+from tests.harness.ports import unused_port
 from tests.harness.upstreamd import finish, headers, tokens
 from tests.harness.world import ModelSpec, World
 
@@ -33,16 +32,7 @@ GALLERY = "127.0.0.77"
 """The one address inside that pictures may come from."""
 
 
-def _unused_port() -> int:
-    """Returns a port that nobody listens on, outside the range that the kernel hands out by itself."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("0.0.0.0", port))
-            return port
-
-
-PORT = _unused_port()
+PORT = unused_port()
 WORLD = {
     "singles": 12,
     "models": [ModelSpec("leaves-by-reload"), ModelSpec(SEEING, fields={"images": True})],

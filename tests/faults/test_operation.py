@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.harness.gateway import GatewayProcess
 from tests.harness.killer import TargetProcess
 from tests.harness.nginx import Nginx
 from tests.harness.oracles import becomes, rss_bytes
+from tests.harness.ports import unused_port
 from tests.harness.upstreamd import Upstream, finish, headers, tokens
 from tests.harness.world import SETTINGS, ModelSpec, World, on_posts
 
@@ -41,7 +41,9 @@ async def test_a_flood_costs_its_sender(world: World) -> None:
     beside = await good_load(world.second, model.name, rate_per_s=3, seconds=3)
     flooded = await flood
     assert alone.success == beside.success == 1.0
-    assert beside.latency_s(0.99) < 1.2 * alone.latency_s(0.99) + 0.4
+    # Who waited behind the flood would wait five seconds, and be sent away then; a machine may be busy with it, too.
+    assert beside.latency_s(0.5) < 1.2 * alone.latency_s(0.5) + 1.0
+    assert beside.latency_s(0.99) < 1.2 * alone.latency_s(0.99) + 2.0
     assert 0.02 < flooded.success < 0.6
     shed = [answer for answer in flooded.answers if answer.status == 503]
     assert shed and all(int(answer.headers["retry-after"]) >= 1 for answer in shed)
@@ -119,13 +121,6 @@ async def test_large_bodies_stay_within_512_mb(world: World) -> None:
     world.oracles.accept_memory()  # the allocator keeps some of what large bodies took
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @row("J5")
 async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:
     """Two gateways behind nginx are restarted one after the other under load: no call fails, no stream is cut."""
@@ -138,7 +133,7 @@ async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:
             "models": [{"name": "m", "targets": [{"url": upstream.url}]}],
         }
         processes = [
-            GatewayProcess(tmp_path / f"home{n}", config, arguments=("--port", str(_free_port()))) for n in (1, 2)
+            GatewayProcess(tmp_path / f"home{n}", config, arguments=("--port", str(unused_port()))) for n in (1, 2)
         ]
         for process in processes:
             await asyncio.to_thread(process.start)
@@ -237,14 +232,23 @@ async def test_kill_9_of_one_of_two_targets_under_load(tmp_path: Path) -> None:
         await asyncio.to_thread(process.start)
         try:
             caller = Caller(process.port, process.key, Tape())
-            load = asyncio.create_task(good_load(caller, "m", rate_per_s=100, seconds=8))
+            answers = []
             for target in (first, second):
-                await asyncio.sleep(1.5)
+                load = asyncio.create_task(good_load(caller, "m", rate_per_s=100, seconds=4))
+                await asyncio.sleep(1.0)
                 await asyncio.to_thread(target.kill)
                 await asyncio.sleep(1.0)
                 await asyncio.to_thread(target.start)
-            done = await load
+                answers += (await load).answers
+
+                async def serves(url: str = target.url) -> bool:
+                    assert (await caller.chat("m")).status == 200
+                    (model,) = (await caller.ask("/admin/router", method="GET")).json["models"]
+                    return all(each["state"] == "ready" for each in model["targets"] if each["url"] == url)
+
+                assert await becomes(serves, 60), "it is back, and gets no calls"
         finally:
             assert await asyncio.to_thread(process.stop) == 0
-    assert len(done.answers) == 800
-    assert done.success >= 0.999, [answer for answer in done.answers if answer.status != 200][:3]
+    assert len(answers) == 800
+    bad = [answer for answer in answers if answer.status != 200 or not answer.whole]
+    assert len(bad) <= 0.001 * len(answers), bad[:3]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from tests.harness.ports import unused_port
 
 
 class IdentityProvider:
@@ -20,7 +19,7 @@ class IdentityProvider:
     def __init__(self, people: list[dict[str, Any]]) -> None:
         self._people = people
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
+        self.port = unused_port()
         self.issuer = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> IdentityProvider:
@@ -75,10 +74,3 @@ class IdentityProvider:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def free_port() -> int:
-    """A port that nobody listens on now: some addresses have to be known before their server starts."""
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.harness.ports import unused_port
+
 
 def children(pid: int) -> list[int]:
     """Returns the processes whose parent is ``pid``."""
@@ -53,7 +55,7 @@ class TargetProcess:
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
-        self.port = 0
+        self.port = unused_port()
         self.url = ""
 
     def start(self, scenario: str | None = None) -> TargetProcess:

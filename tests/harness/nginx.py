@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.harness.ports import unused_port
+
 _CONFIGURATION = """
 daemon off;
 master_process off;
@@ -64,15 +66,13 @@ class Nginx:
 
     def __enter__(self) -> Nginx:
         self._work.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = unused_port()
         servers = "\n".join(f"        server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;" for port in self._ports)
         text = _CONFIGURATION.format(work=self._work, port=self.port, servers=servers)
         (self._work / "nginx.conf").write_text(text)
         command = [str(binary()), "-p", str(self._work), "-c", "nginx.conf", "-e", str(self._work / "error.log")]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -84,7 +84,7 @@ class Nginx:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def log(self) -> list[str]:
         """Returns the lines of the access log: status, status of the gateway ("-" when it never saw it), request."""

@@ -15,7 +15,7 @@ from typing import Any
 import requests
 from aiosmtpd.controller import Controller
 from tests.harness.gateway import GatewayProcess
-from tests.harness.identityprovider import free_port
+from tests.harness.ports import unused_port
 
 GOOD, BETTER = "correct horse", "battery staple"
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -137,7 +137,7 @@ class People:
 def people(home: Path, target: str = NOWHERE) -> Iterator[People]:
     """One gateway with two workers, a mail server, and the model ``m`` at ``target``."""
     letters = Letters()
-    mail_port, port = free_port(), free_port()
+    mail_port, port = unused_port(), unused_port()
     mail = Controller(letters, hostname="127.0.0.1", port=mail_port)
     mail.start()
     auth = {

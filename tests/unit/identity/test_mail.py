@@ -13,7 +13,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.harness.identityprovider import free_port
+from tests.harness.ports import unused_port
 
 from passerelle.identity.mail import MAX_WAITING, Mailer, MailServer, is_address
 
@@ -36,7 +36,7 @@ class Letters:
 @pytest.fixture
 def letters() -> Iterator[tuple[Letters, int]]:
     """A mail server and its port."""
-    found, port = Letters(), free_port()
+    found, port = Letters(), unused_port()
     controller = Controller(found, hostname="127.0.0.1", port=port)
     controller.start()
     yield found, port
@@ -72,13 +72,13 @@ async def test_a_failure_is_logged_without_the_letter(
     found, port = letters
     found.refuses = what == "refuses"
     changes: dict[str, dict[str, Any]] = {
-        "away": {"port": free_port()},
+        "away": {"port": unused_port()},
         "no TLS": {"security": "starttls"},
         "no login": {"username": "u", "password": "hunter2"},
     }
     results: list[bool] = []
     mailer = Mailer(
-        server(port, **changes.get(what, {})) if what != "away" else server(free_port()), on_result=results.append
+        server(port, **changes.get(what, {})) if what != "away" else server(unused_port()), on_result=results.append
     )
     with caplog.at_level(logging.ERROR, "passerelle.mail"):
         mailer.post("ada@example.org", "A new password", "https://x/#token")
@@ -102,7 +102,7 @@ async def test_a_line_end_in_an_address_sends_nothing(letters: tuple[Letters, in
 
 async def test_letters_do_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
     """Past the bound letters are dropped, and the log says so."""
-    mailer = Mailer(server(free_port()))
+    mailer = Mailer(server(unused_port()))
     with caplog.at_level(logging.ERROR, "passerelle.mail"):
         for _ in range(MAX_WAITING + 5):
             mailer.post("ada@example.org", "x", "y")
