@@ -125,7 +125,7 @@ both = pytest.mark.parametrize("direct", [True, False], ids=["direct", "asgi"])
 
 
 async def raw(port: int, data: bytes, *, close_write: bool = False) -> bytes:
-    """Sends bytes and returns all that comes back until the server closes, or three seconds of silence."""
+    """Sends bytes and returns all that comes back until the server closes, or half a minute of silence."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)

@@ -168,7 +168,7 @@ def queue(cell: ModelCell, capacity: int, max_waiting: int = 100) -> FairQueue:
     return FairQueue(capacity, max_waiting, cell=cell)
 
 
-async def take(queue: FairQueue, key: str = "k", within_s: float = 5.0) -> Lease:
+async def take(queue: FairQueue, key: str = "k", within_s: float = 30.0) -> Lease:
     return await asyncio.wait_for(queue.acquire(FlowKey("o", key)), within_s)
 
 
