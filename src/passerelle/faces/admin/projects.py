@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,29 +12,21 @@ from passerelle.domain.errors import NotFound
 from passerelle.domain.principal import Scope
 from passerelle.edge.dispatch import Context
 from passerelle.faces.admin.resource import (
-    Answer,
     Body,
-    Cursor,
     Listed,
     Name,
     NameList,
     Repeats,
-    answer,
     expected_version,
     flag,
     given,
-    listed,
     maker,
-    models_of,
-    moment,
-    names_of,
     only_project,
     page,
     query,
-    read_nothing,
-    respond,
     tenant,
 )
+from passerelle.faces.admin.spaces import SpaceAnswer, SpacePatch, SpacesFace, shown
 from passerelle.faces.body import decode
 from passerelle.faces.described import AFTER, ARCHIVED, IDEMPOTENCY_KEY, IF_MATCH, LIMIT, ORGANISATION, Described
 from passerelle.identity.projects import Project, ProjectOptions, ProjectStore
@@ -51,43 +42,27 @@ class ProjectBody(Body):
     services: NameList | UnsetType | None = UNSET
 
 
-class ProjectPatch(Body):
+class ProjectPatch(SpacePatch):
     """What to change; what is not there stays."""
 
-    name: Name | UnsetType = UNSET
-    models: NameList | UnsetType | None = UNSET
-    services: NameList | UnsetType | None = UNSET
 
-
-class ProjectAnswer(msgspec.Struct, tag_field="object", tag="project"):
+class ProjectAnswer(SpaceAnswer, tag_field="object", tag="project"):
     """One project."""
 
-    id: str
     organisation: str
-    name: str
-    models: list[str] | None
-    services: list[str] | None
-    archived: bool
-    created_at: datetime | None
-    created_by: str
-    archived_at: datetime | None
-    version: int
 
 
 _BODY = msgspec.json.Decoder(ProjectBody)
 _PATCH = msgspec.json.Decoder(ProjectPatch)
 
 
-class ProjectsFace:
+class ProjectsFace(SpacesFace[Project]):
     """The endpoints. ``changed`` is awaited after each change, so that this process knows at once."""
 
     def __init__(
         self, database: Database, catalog: Catalog, repeats: Repeats, changed: Callable[[], Awaitable[None]]
     ) -> None:
-        self._database = database
-        self._catalog = catalog
-        self._repeats = repeats
-        self._changed = changed
+        super().__init__(database, catalog, repeats, changed, show_one=_answer, parameter="project")
 
     async def list_all(self, context: Context) -> None:
         """``GET /admin/projects``."""
@@ -99,85 +74,51 @@ class ProjectsFace:
             archived=flag(parameters, "archived", False),
             only=only_project(context),
         )
-        shown = listed(found, asked, _place)
-        await respond(context, Listed([_answer(each) for each in shown.data], shown.has_more, shown.next))
+        await self._respond_page(context, asked, found)
 
     async def show(self, context: Context) -> None:
         """``GET /admin/projects/{project}``."""
-        store = self._store(context, query(context, "organisation"))
+        store = self._named(context)
         only, wanted = only_project(context), context.parameters["project"]
         if only not in (None, wanted):
             raise NotFound("There is no project of that id.")
-        found = await store.get(wanted)
-        await respond(context, _answer(found), version=found.version)
+        await self._respond(context, await store.get(wanted))
 
     async def create(self, context: Context) -> None:
         """``POST /admin/projects``."""
-        store = self._store(context, query(context, "organisation"))
+        store = self._named(context)
         raw = await context.exchange.body()
         body = decode(raw, _BODY)
-        options = ProjectOptions(
-            body.name, models_of(body.models, self._catalog, context.caller), names_of(body.services)
-        )
-
-        async def work() -> Answer:
-            made = await store.create(maker(context), options)
-            return answer(_answer(made), status=201, version=made.version)
-
-        await self._repeats.once(context, raw, work)
-        await self._changed()
+        options = ProjectOptions(body.name, *self._bounds(context, body.models, body.services))
+        await self._once(context, raw, 201, lambda: store.create(maker(context), options))
 
     async def update(self, context: Context) -> None:
         """``PATCH /admin/projects/{project}``."""
-        store = self._store(context, query(context, "organisation"))
+        store = self._named(context)
         body = decode(await context.exchange.body(), _PATCH)
-        options = ProjectOptions(
-            given(body.name), models_of(body.models, self._catalog, context.caller), names_of(body.services)
-        )
+        options = ProjectOptions(given(body.name), *self._bounds(context, body.models, body.services))
         after = await store.update(maker(context), context.parameters["project"], options, expected_version(context))
         await self._changed()
-        await respond(context, _answer(after), version=after.version)
+        await self._respond(context, after)
 
     async def archive(self, context: Context) -> None:
         """``POST /admin/projects/{project}/archive``: its keys are refused."""
-        await self._act(context, ProjectStore.archive)
+        await self._act(context, self._named(context).archive)
 
     async def restore(self, context: Context) -> None:
         """``POST /admin/projects/{project}/restore``: they are let in again."""
-        await self._act(context, ProjectStore.restore)
+        await self._act(context, self._named(context).restore)
 
-    async def _act(self, context: Context, act: Callable[..., Awaitable[Project]]) -> None:
-        store = self._store(context, query(context, "organisation"))
-        raw = await read_nothing(context)
-
-        async def work() -> Answer:
-            after = await act(store, maker(context), context.parameters["project"], expected_version(context))
-            return answer(_answer(after), version=after.version)
-
-        await self._repeats.once(context, raw, work)
-        await self._changed()
+    def _named(self, context: Context) -> ProjectStore:
+        """Returns the projects of the organisation that the query names. Raises BadRequest and NotFound."""
+        return self._store(context, query(context, "organisation"))
 
     def _store(self, context: Context, parameters: dict[str, str]) -> ProjectStore:
         return ProjectStore(self._database, tenant(context, parameters))
 
 
-def _place(project: Project) -> Cursor:
-    return project.created_at_ms, project.id
-
-
 def _answer(project: Project) -> ProjectAnswer:
-    return ProjectAnswer(
-        id=project.id,
-        organisation=project.organisation,
-        name=project.name,
-        models=None if project.models is None else sorted(project.models),
-        services=None if project.services is None else sorted(project.services),
-        archived=project.archived_at_ms is not None,
-        created_at=moment(project.created_at_ms),
-        created_by=project.created_by,
-        archived_at=moment(project.archived_at_ms),
-        version=project.version,
-    )
+    return ProjectAnswer(**shown(project), organisation=project.organisation)
 
 
 _TAG = "Projects"
