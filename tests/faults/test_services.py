@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from tests.conformance.services_gateway import TEXT, ServiceClient, service_gateway
 from tests.faults.table import row
-from tests.harness.upstreamd import Seen, Step, normal, stall, status
+from tests.harness.upstreamd import Seen, Step, never, normal, stall, status
 from tests.unit.services.extract import samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -364,3 +364,36 @@ async def test_the_bytes_say_what_an_upload_is(client: ServiceClient) -> None:
         assert answer.status_code == 202, answer.text
         assert answer.json()["file"]["kind"] == kind
         assert (await client.ended(answer.json()["id"]))["status"] == "succeeded"
+
+
+UPLOAD_PATHS = ("/services/summarize/en/generate", "/v1/services/summarize-en/jobs")
+
+
+@row("H4")
+@pytest.mark.parametrize("path", UPLOAD_PATHS)
+async def test_an_upload_over_the_limit_is_told(client: ServiceClient, path: str) -> None:
+    """A client that speaks to the end before it listens reads 413, however much it brought; a smaller one gets in."""
+    turns = b"A : said some words\n"
+    for size in (21 * 2**20, 64 * 2**20):
+        files = {"file": ("a.txt", turns * (size // len(turns)))}
+        answer = await client.http.post(path, files=files, data={"flavor": "llama"}, timeout=120)
+        assert answer.status_code == 413, answer.text
+        assert "larger" in answer.text
+    files = {"file": ("a.txt", turns * 40)}
+    answer = await client.http.post(path, files=files, data={} if "v1" in path else {"flavor": "llama"})
+    assert answer.status_code in (200, 202), answer.text
+
+
+@row("H4")
+async def test_a_transcript_of_many_entries(client: ServiceClient) -> None:
+    """A JSON transcript with as many entries as fit into an upload becomes a job, and one that can be cancelled."""
+    segments = [{"start": n, "end": n + 1, "speaker": "A", "text": f"said number {n}"} for n in range(230_000)]
+    data = json.dumps({"segments": segments}).encode()
+    assert 15 * 2**20 < len(data) < 20 * 2**20
+    client.upstream.scenario = lambda seen: [never()]  # what the job does with it is not the point
+    answer = await client.http.post(UPLOAD_PATHS[1], files={"file": ("a.json", data)}, timeout=120)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["file"]["kind"] == "transcript"
+    job_id = answer.json()["id"]
+    assert (await client.http.post(f"/v1/jobs/{job_id}/cancel")).status_code == 200
+    assert (await client.ended(job_id))["status"] == "cancelled"

@@ -36,6 +36,8 @@ _READ_AHEAD_BYTES = 64 * 1024
 """A body that nobody asked for yet is read this far."""
 _MAX_PIPELINED = 16
 _LINGER_S = 1.0
+"""A connection that is only listened to any more is closed when this long nothing came."""
+_LINGER_MOST_S = 30.0
 _NOT_DIRECT = (b"expect", b"upgrade")
 
 
@@ -334,6 +336,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._body_started = 0.0
         self._body_bytes = 0
         self._refused = False
+        self._linger_until = 0.0
         self._stalled_since = 0.0
         self._stalled_bytes = 0
         self._progress = False
@@ -360,10 +363,10 @@ class EdgeProtocol(HttpToolsProtocol):
         self._queued.clear()
 
     def data_received(self, data: bytes) -> None:
+        self.read_at = time.monotonic()
         if self._refused:
             return
         self._progress = False
-        self.read_at = time.monotonic()
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         try:
@@ -620,6 +623,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.url, self.headers, self.expect_100_continue = url, headers, expects
         self.scope["headers"] = headers
         super().on_headers_complete()
+        self.cycle.transport = _LastWord(self)
 
     def _start(self, exchange: DirectExchange) -> None:
         self._active = exchange
@@ -642,7 +646,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         if not keep_alive:
             if exchange.unread:
-                self._linger()
+                self.linger()
             else:
                 self.transport.close()
             return
@@ -652,14 +656,23 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._queued:
             self._start(self._queued.popleft())
 
-    def _linger(self) -> None:
-        """Closes our side, and the whole a moment later: closing while bytes still come resets the connection, and the
-        answer may be lost with it (RFC 9112, section 9.6). What comes until then is thrown away."""
+    def linger(self) -> None:
+        """Closes our side, and the whole once the other has said all: closing while bytes still come resets the
+        connection, and the answer may be lost with it (RFC 9112, section 9.6). What comes until then is thrown away.
+        """
         self._refused = True
         if self.flow.read_paused:
             self.flow.resume_reading()
         self.transport.write_eof()
-        asyncio.get_running_loop().call_later(_LINGER_S, self.transport.close)
+        self._linger_until = time.monotonic() + _LINGER_MOST_S
+        self.loop.call_later(_LINGER_S, self._let_go)
+
+    def _let_go(self) -> None:
+        now = time.monotonic()
+        if now - self.read_at < _LINGER_S and now < self._linger_until and not self.transport.is_closing():
+            self.loop.call_later(_LINGER_S, self._let_go)
+        else:
+            self.transport.close()
 
     def common_head(self) -> bytes:
         """Returns the header lines that every answer has; the server makes new ones once a second."""
@@ -677,3 +690,26 @@ class EdgeProtocol(HttpToolsProtocol):
             last.last()
         else:
             self.cycle.keep_alive = False
+
+
+class _LastWord(asyncio.Transport):
+    """The transport of one request on uvicorn's path: closing it while the body still comes waits for its end."""
+
+    def __init__(self, protocol: EdgeProtocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends bytes."""
+        self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._protocol.transport.is_closing()
+
+    def close(self) -> None:
+        """Ends the connection after what was written."""
+        if self._protocol.cycle.more_body and not self.is_closing():
+            self._protocol.linger()
+        else:
+            self._protocol.transport.close()
