@@ -51,7 +51,7 @@ async def test_each_runs_on_the_embedded_model(tmp_path: Path) -> None:
                 answer = await client.post(f"/v1/services/{name}/jobs", json={"input": MEETING})
                 assert answer.status_code == 202, answer.text
                 made[name] = f"/v1/jobs/{answer.json()['id']}"
-            async with asyncio.timeout(100):
+            async with asyncio.timeout(270):
                 for name, path in made.items():
                     while (job := (await client.get(path)).json())["status"] in ("queued", "running"):
                         await asyncio.sleep(0.1)

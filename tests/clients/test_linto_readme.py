@@ -113,7 +113,7 @@ async def test_from_the_folder_to_the_summary(gateway: GatewayProcess) -> None:
     job_id = await asyncio.to_thread(upload, gateway)
     address = f"{gateway.url.replace('http', 'ws')}/ws/results/{job_id}"
     async with connect(address, additional_headers={"Authorization": f"Bearer {gateway.key}"}) as socket:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(270):
             states = [json.loads(message) async for message in socket]
     assert {state["status"] for state in states[:-1]} <= {"queued", "started", "processing"}
     assert states[-1]["status"] == "complete", states[-1]
@@ -129,7 +129,7 @@ def test_an_edit_is_seen_without_a_restart(gateway: GatewayProcess) -> None:
         MANIFEST.replace("summarize/en", "summarize/fr").replace("name: summarize-en", "name: summarize-en-2")
     )
     (gateway.home.parent / "prompts" / "summarize-en-2.txt").write_text(PROMPT)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         found = curl(gateway, "/services")
         if [service["flavor"][0]["maxNewTurns"] for service in found] == [4, 9]:

@@ -60,6 +60,7 @@ def test_max_completion_tokens_is_a_bound_too(client: openai.OpenAI, server: Any
         model=server.model,
         messages=[{"role": "user", "content": "Count from one to one hundred."}],
         max_completion_tokens=5,
+        temperature=0,
     )
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 5
@@ -84,7 +85,9 @@ def test_a_streamed_chat_is_the_same_text_and_ends_with_usage(client: openai.Ope
 
 def test_a_stream_without_usage_has_none(client: openai.OpenAI, server: Any) -> None:
     """Usage that the gateway asks for itself is not shown to a client that did not."""
-    with client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=4, stream=True) as stream:
+    with client.chat.completions.create(
+        model=server.model, messages=HELLO, max_tokens=4, temperature=0, stream=True
+    ) as stream:
         chunks = list(stream)
     assert len(chunks) > 1
     assert not any(chunk.usage for chunk in chunks)
@@ -93,11 +96,11 @@ def test_a_stream_without_usage_has_none(client: openai.OpenAI, server: Any) -> 
 
 async def test_the_async_client_chats_and_streams(async_client: openai.AsyncOpenAI, server: Any) -> None:
     """Both ways of the async client."""
-    answer = await async_client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=8)
+    answer = await async_client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=8, temperature=0)
     assert answer.choices[0].message.content
     text = ""
     async with await async_client.chat.completions.create(
-        model=server.model, messages=HELLO, max_tokens=8, stream=True
+        model=server.model, messages=HELLO, max_tokens=8, temperature=0, stream=True
     ) as stream:
         async for chunk in stream:
             text += chunk.choices[0].delta.content or ""
@@ -111,7 +114,7 @@ async def test_a_stream_that_is_left_does_no_harm(async_client: openai.AsyncOpen
     ) as stream:
         async for _ in stream:
             break
-    answer = await async_client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=4)
+    answer = await async_client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=4, temperature=0)
     assert answer.choices[0].message.content
 
 
