@@ -57,6 +57,7 @@ from passerelle.faces.jobs.access import stores
 from passerelle.faces.jobs.endpoints import JobsFace
 from passerelle.faces.jobs.following import FollowingFace
 from passerelle.faces.jobs.tickets import Tickets
+from passerelle.faces.media.endpoints import MediaFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai import errors
 from passerelle.faces.openai.batches import BatchesFace, prepare
@@ -330,6 +331,7 @@ class Passerelle:
             anthropic=AnthropicFace(calls),
             opea=opea,
             rerank=RerankFace(calls, self.catalog),
+            media=MediaFace(calls),
             tgi=TgiFace(calls, self.catalog, self.windows.of),
             triton=TritonFace(calls, self.catalog, health.is_ready),
             health=health,

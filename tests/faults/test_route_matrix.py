@@ -106,6 +106,10 @@ POST /v1/rerank                                    401 403 400 400 400 400
 POST /rerank                                       401 403 400 400 400 400
 POST /v1/score                                     401 403 400 400 400 400
 POST /score                                        401 403 400 400 400 400
+POST /v1/audio/transcriptions                      401 403 415 415 415 415
+POST /v1/audio/translations                        401 403 415 415 415 415
+POST /v1/audio/speech                              401 403 400 400 400 400
+POST /v1/images/generations                        401 403 400 400 400 400
 GET /models                                        401 403 200 200 200 200
 GET /models/{id:path}                              401 403 200 200 200 200
 POST /chat/completions                             401 403 400 400 400 400

@@ -127,6 +127,10 @@ class _Compiler:
 
     def _model(self, each: Written) -> Model | None:
         section = each.section
+        if section.kind is ModelKind.MEDIA and not section.media:
+            message = "a model of kind 'media' lists in `media` what it offers"
+            accepted = "transcription, translation, speech, image"
+            self.shaper.report(each.mark("kind"), f"{each.key}.media", message, accepted)
         targets = self._targets(each)
         fallbacks = self._fallbacks(each)
         if targets is None or fallbacks is None:
@@ -141,6 +145,7 @@ class _Compiler:
             context_window=section.context_window,
             trim_max_tokens=section.trim_max_tokens,
             images=section.images,
+            media=frozenset(section.media),
             fallbacks=fallbacks,
             owned_by=section.owned_by,
             created=self._document.created,
@@ -176,6 +181,9 @@ class _Compiler:
             message = f"the engine '{section.engine}' cannot serve models of kind '{each.section.kind}'"
             kinds = ", ".join(kind.value for kind in rule.kinds)
             self.shaper.report(each.mark("targets", index, "engine"), f"{key}.engine", message, kinds)
+        if each.section.media and section.engine != "openai":
+            message = f"the engine '{section.engine}' knows neither sound nor pictures, and the model lists `media`"
+            self.shaper.report(each.mark("targets", index, "engine"), f"{key}.engine", message, "openai")
         if each.section.images and section.engine != "openai":
             message = f"the engine '{section.engine}' takes no pictures, and the model says `images: true`"
             self.shaper.report(each.mark("targets", index, "engine"), f"{key}.engine", message, "openai")

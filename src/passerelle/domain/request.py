@@ -10,6 +10,7 @@ from enum import StrEnum
 import msgspec
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}\Z")
+_FILE_NAME = re.compile(r"[^A-Za-z0-9._\- ]")
 _MAX_HEADER_BYTES = 1024
 
 
@@ -23,6 +24,23 @@ class Operation(StrEnum):
     DETOKENIZE = "detokenize"
     RERANK = "rerank"
     SCORE = "score"
+    TRANSCRIPTION = "transcription"
+    TRANSLATION = "translation"
+    SPEECH = "speech"
+    IMAGE = "image"
+
+
+MEDIA = frozenset({Operation.TRANSCRIPTION, Operation.TRANSLATION, Operation.SPEECH, Operation.IMAGE})
+"""Operations on sound and pictures: their answers pass as they are, for models that declare them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file of a request: what its form calls it, its name for people, and its bytes."""
+
+    name: str
+    filename: str
+    data: bytes = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -52,6 +70,8 @@ class Request:
     """How many pictures its messages hold."""
     remote_pictures: tuple[tuple[str, str], ...] = ()
     """Pictures that are not here yet, as (name of the field, address): no model server sees the request with these."""
+    upload: Upload | None = None
+    """The file of a request that is sent as a form; ``fields`` are the form's others then."""
 
     def render(self, model: str, *, include_usage: bool) -> bytes:
         """Returns the body for a target that calls the model ``model``; the client's own bytes when nothing changes.
@@ -66,6 +86,21 @@ class Request:
         if not changes:
             return self.body
         return msgspec.json.encode(self.fields | changes)
+
+    def render_form(self, model: str, boundary: bytes) -> bytes:
+        """Returns the form (RFC 7578) of a request with an upload, for a target that calls the model ``model``."""
+        assert self.upload is not None
+        parts: list[bytes] = []
+        for name, raw in (self.fields | {"model": msgspec.Raw(msgspec.json.encode(model))}).items():
+            value = msgspec.json.decode(raw)
+            for each in value if isinstance(value, list) else [value]:
+                head = b'content-disposition: form-data; name="%b"' % name.encode("ascii")
+                parts.append(b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary, head, str(each).encode()))
+        place, filename = self.upload.name.encode("ascii"), _FILE_NAME.sub("_", self.upload.filename).encode()
+        head = b'content-disposition: form-data; name="%b"; filename="%b"' % (place, filename)
+        kind = b"content-type: application/octet-stream"
+        parts.append(b"--%b\r\n%b\r\n%b\r\n\r\n" % (boundary, head, kind))
+        return b"".join([*parts, self.upload.data, b"\r\n--%b--\r\n" % boundary])
 
 
 def dropped_header(dropped: Iterable[str]) -> bytes:

@@ -16,6 +16,7 @@ What the server's status means to the gateway is decided here and nowhere else:
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from math import inf
 import msgspec
 
 from passerelle.domain.model import Target
-from passerelle.domain.request import Operation, Request
+from passerelle.domain.request import MEDIA, Operation, Request
 from passerelle.engines.base import (
     EngineBroke,
     EngineError,
@@ -57,12 +58,25 @@ _PATHS = {
     Operation.EMBEDDING: "/embeddings",
     Operation.RERANK: "/rerank",
     Operation.SCORE: "/score",
+    Operation.TRANSCRIPTION: "/audio/transcriptions",
+    Operation.TRANSLATION: "/audio/translations",
+    Operation.SPEECH: "/audio/speech",
+    Operation.IMAGE: "/images/generations",
 }
 _IGNORED: Mapping[ServerKind, Mapping[str, str]] = {
     ServerKind.LLAMACPP: {"echo": "does not repeat the prompt", "suffix": "cannot fill in before a suffix"}
 }
 """Fields of completions that a kind of server answers without, and says nothing."""
 _UNSAID = (b"null", b"false", b'""')
+_JSON_BODY, _FORM_BODY = b"content-type: application/json", b"content-type: multipart/form-data; boundary=%b"
+_TRANSCRIPTS = (b"application/json", b"text/plain", b"text/vtt", b"text/srt", b"application/x-subrip")
+_MEDIA_TYPES: Mapping[Operation, tuple[bytes, ...]] = {
+    Operation.TRANSCRIPTION: _TRANSCRIPTS,
+    Operation.TRANSLATION: _TRANSCRIPTS,
+    Operation.SPEECH: (b"audio/", b"application/octet-stream"),
+    Operation.IMAGE: (b"application/json",),
+}
+"""Types of answers that are passed on: none that a browser would run."""
 _FREE_CHOICES = (b"null", b'"auto"', b'"none"')
 
 
@@ -151,6 +165,8 @@ class OpenAIEngine:
             return await self._tokenizer(target, request_id, timeout_s).answer(request)
         if request.operation is Operation.COMPLETION or "tool_choice" in request.fields:
             self._refuse_ignored(request, target)
+        if request.operation in MEDIA:
+            return await self._send_media(request, target, path, request_id, timeout_s)
         body = request.render(target.model, include_usage=True)
         chat = request.operation is Operation.CHAT
         answer = await self._post(target, target.url, path, body, request_id, timeout_s, optional=not chat)
@@ -219,6 +235,22 @@ class OpenAIEngine:
 
     # One request.
 
+    async def _send_media(
+        self, request: Request, target: Target, path: str, request_id: str, timeout_s: float
+    ) -> Reply:
+        """Sends what is about sound or pictures, and takes an answer of a type that belongs to it."""
+        form = None
+        if request.upload is None:
+            body = request.render(target.model, include_usage=False)
+        else:
+            form = b"passerelle-" + os.urandom(16).hex().encode()
+            body = request.render_form(target.model, form)
+        answer = await self._post(target, target.url, path, body, request_id, timeout_s, optional=True, boundary=form)
+        if not answer.content_type.lower().startswith(_MEDIA_TYPES[request.operation]):
+            answer.abort()
+            raise EngineBroke("the server's answer is of a type that does not belong to it", status=answer.status)
+        return answer
+
     def _refuse_ignored(self, request: Request, target: Target) -> None:
         """Raises EngineRejected for a field that this kind of server takes and passes over in silence."""
         server = self._servers.get((target.url, target.model))
@@ -240,9 +272,13 @@ class OpenAIEngine:
         timeout_s: float,
         *,
         optional: bool = False,
+        boundary: bytes | None = None,
     ) -> Answer:
-        """Returns a 2xx answer. ``optional``: the server may be well without this route. Raises EngineError."""
+        """Returns a 2xx answer. ``optional``: the server may be well without this route; ``boundary``: the body is a
+        form with this one. Raises EngineError."""
         route = self._route(target, base, path, "POST")
+        if boundary is not None:
+            route = _Route(route.pool, route.head.replace(_JSON_BODY, _FORM_BODY % boundary))
         answer = await self._transport.request(
             route.pool, route.post(body, request_id), timeouts=target.timeouts, timeout_s=timeout_s
         )

@@ -24,6 +24,7 @@ from passerelle.faces.anthropic.described import ANTHROPIC
 from passerelle.faces.auth_wire import AUTH
 from passerelle.faces.described import Described, described_paths, described_schemas
 from passerelle.faces.jobs.described import JOBS
+from passerelle.faces.media.described import MEDIA
 from passerelle.faces.opea.described import OPEA
 from passerelle.faces.openai.batches import BATCHES
 from passerelle.faces.openai.files import FILES
@@ -194,6 +195,7 @@ DESCRIBED: tuple[Described, ...] = (
     *SERVICES,
     *JOBS,
     *RERANK,
+    *MEDIA,
     *AUTH,
     *AUDIT,
 )

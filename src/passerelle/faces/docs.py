@@ -55,6 +55,7 @@ _TAGS = [
     {"name": "Batches", "description": "Files of requests, answered within a day. Needs the scope `inference`."},
     {"name": "Files", "description": "Files for batches and for whoever uploads them. Needs the scope `inference`."},
     {"name": "Anthropic", "description": "What Anthropic's clients call."},
+    {"name": "Media", "description": "Sound and pictures, for models that list them."},
     {"name": "OPEA", "description": "What OPEA's clients call beside `/v1/chat/completions` with `query`."},
     {"name": "Rerank", "description": "Ranking documents and scoring pairs of texts."},
     {"name": "TGI", "description": "What Text Generation Inference's clients call."},

@@ -24,6 +24,7 @@ from passerelle.faces.docs import DocsFace
 from passerelle.faces.health import HealthFace
 from passerelle.faces.jobs.endpoints import JobsFace
 from passerelle.faces.jobs.following import FollowingFace
+from passerelle.faces.media.endpoints import MediaFace
 from passerelle.faces.opea.endpoints import OpeaFace
 from passerelle.faces.openai.batches import BatchesFace
 from passerelle.faces.openai.endpoints import OpenAIFace
@@ -54,6 +55,7 @@ class Faces:
     tgi: TgiFace
     triton: TritonFace
     rerank: RerankFace
+    media: MediaFace
     health: HealthFace
     router: RouterFace
     usage: UsageFace
@@ -115,6 +117,13 @@ def routes(faces: Faces, docs_path: str = "/docs") -> list[Route]:
             Route("POST", f"{prefix}/rerank", Scope.INFERENCE, faces.rerank.rerank),
             Route("POST", f"{prefix}/score", Scope.INFERENCE, faces.rerank.score),
         ]
+    media = faces.media
+    table += [
+        Route("POST", "/v1/audio/transcriptions", Scope.INFERENCE, media.transcribe),
+        Route("POST", "/v1/audio/translations", Scope.INFERENCE, media.translate),
+        Route("POST", "/v1/audio/speech", Scope.INFERENCE, media.speak),
+        Route("POST", "/v1/images/generations", Scope.INFERENCE, media.picture),
+    ]
     anthropic, render = faces.anthropic, anthropic_errors.render
     table += [
         Route("POST", "/v1/messages", Scope.INFERENCE, anthropic.message, render),

@@ -25,7 +25,7 @@ from passerelle.domain.errors import (
     UpstreamTimeout,
 )
 from passerelle.domain.model import Model, ModelKind
-from passerelle.domain.request import Operation, Request
+from passerelle.domain.request import MEDIA, Operation, Request
 from passerelle.domain.usage import Outcome
 from passerelle.gateway.admit import Admission
 from passerelle.gateway.attempt import Attempts, StreamBroken
@@ -154,6 +154,13 @@ class Gateway:
             raise Unavailable(f"The model '{model.name}' is being removed; retry with another.")
         guardrails = call.snapshot.guardrails
         guarded = None if guardrails is None else await self._guard.enter(guardrails, call, model)
+        if guarded is not None and call.request.operation in MEDIA:
+            raise BadRequest(
+                f"A guardrail reads the answers of '{model.name}', and can read neither sound nor pictures; "
+                "name another model.",
+                param="model",
+                code="guardrail_cannot_read",
+            )
         if not self._context.fits(call, model):
             await self._context.check(call, model, pool)
         if self._reservations is not None:
@@ -252,6 +259,13 @@ def resolve(call: Call) -> Model:
     if not call.principal.may_call(model.name):
         raise Forbidden(f"This key may not call the model '{model.name}'.", code="model_not_allowed", param="model")
     _check_kind(model, call.request.operation)
+    if call.request.operation in MEDIA and call.request.operation not in model.media:
+        raise BadRequest(
+            f"The model '{model.name}' offers no {call.request.operation}: its configuration would list that in "
+            "`media`. Name another model.",
+            param="model",
+            code="wrong_endpoint",
+        )
     if call.request.pictures and not model.images:
         raise BadRequest(
             f"The model '{model.name}' takes no pictures; send text only, or name a model that does "
@@ -272,6 +286,7 @@ _ANSWERS = {
         {Operation.CHAT, Operation.COMPLETION, Operation.EMBEDDING},
         "ranks documents: send `query` and `documents` to /v1/rerank",
     ),
+    ModelKind.MEDIA: (set(Operation) - MEDIA, "works on sound or pictures: see /v1/audio and /v1/images"),
 }
 """What models of a kind do not do, and what they do instead."""
 
@@ -301,7 +316,8 @@ def _fallback(call: Call, model: Model, reason: str, tried: set[str]) -> Model |
         other = call.snapshot.resolve(name)
         if other is None or other.name in tried or not call.principal.may_call(other.name):
             continue
-        if other.images or not call.request.pictures:
+        operation = call.request.operation
+        if (other.images or not call.request.pictures) and (operation not in MEDIA or operation in other.media):
             return other
     return None
 

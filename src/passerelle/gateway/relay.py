@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from passerelle.domain.client import Client
-from passerelle.domain.request import Operation
+from passerelle.domain.request import MEDIA, Operation
 from passerelle.domain.usage import Usage, UsageSource
 from passerelle.engines.base import EngineBroke, Reply
 from passerelle.engines.sse import EventAligner, iter_data
@@ -57,6 +57,16 @@ class _Event(msgspec.Struct):
     object: str | None = None
 
 
+class _MediaUsage(msgspec.Struct):
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class _Media(msgspec.Struct):
+    usage: _MediaUsage | None = None
+
+
+_decode_media = msgspec.json.Decoder(_Media).decode
 _decode_document = msgspec.json.Decoder(_Document).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 
@@ -95,6 +105,8 @@ def _take(usage: _Usage, into: Usage) -> None:
 
 async def read_document(call: Call, reply: Reply) -> bytes:
     """Returns an answer that is one JSON document, renamed, and takes its usage. Raises EngineBroke."""
+    if call.request.operation in MEDIA:
+        return await _read_media(call, reply)
     body = await reply.read(MAX_DOCUMENT_BYTES)
     try:
         document = _decode_document(body)
@@ -111,6 +123,22 @@ async def read_document(call: Call, reply: Reply) -> bytes:
         call.usage.completion_tokens, call.usage.source = reply.pieces, UsageSource.RELAYED
     rename = renaming(call)
     return body if rename is None else rename(body)
+
+
+async def _read_media(call: Call, reply: Reply) -> bytes:
+    """Returns an answer of sound or pictures as it came; takes the tokens from one that is JSON and tells them."""
+    body = await reply.read(MAX_DOCUMENT_BYTES)
+    if not body:
+        raise EngineBroke("the answer is empty")
+    if b"json" in reply.content_type:
+        try:
+            told = _decode_media(body).usage
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EngineBroke("the answer is not JSON of the expected shape") from error
+        if told is not None and (told.input_tokens or told.output_tokens):
+            call.usage.prompt_tokens, call.usage.completion_tokens = told.input_tokens, told.output_tokens
+            call.usage.source = UsageSource.ENGINE
+    return body
 
 
 def _answers(document: _Document, operation: Operation) -> bool:

@@ -116,7 +116,7 @@ def test_all_problems_come_at_once_each_with_its_line(tmp_path: Path) -> None:
 """,
     ) == [
         "3:5: models[0].polcy: unknown key 'polcy'; did you mean 'policy'? (accepted: aliases, context_window, "
-        "fallbacks, images, kind, max_concurrent, name, owned_by, policy, targets, trim_max_tokens)",
+        "fallbacks, images, kind, max_concurrent, media, name, owned_by, policy, targets, trim_max_tokens)",
         "4:41: models[0].targets[0].weight: expected a whole number, found 'heavy' "
         "(accepted: a whole number, 0 to 1,000,000)",
         "6:21: models[1].targets[0].url: this is not a URL (accepted: http://host:port/path or https://host:port/path)",
