@@ -50,14 +50,14 @@ class HypercornWorld(World):
         self._server = asyncio.create_task(serve(application, hypercorn, shutdown_trigger=self._stopping.wait))
         self.gateway.url = f"http://127.0.0.1:{port}"
         self.caller = self.second = Caller(port, self.gateway.key, self.tape)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await self.caller.chat("warm-up", stream=False)).status != 200:
                 await asyncio.sleep(0.05)
         return self
 
     async def stop(self) -> None:
         self._stopping.set()
-        await asyncio.wait_for(self._server, 10)
+        await asyncio.wait_for(self._server, 60)
         for upstream in self.upstreams:
             await upstream.stop()
         defects = [error for upstream in self.upstreams for error in upstream.errors]
