@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import typer
 
+from passerelle.identity.options import LAST_MS
+
 _DURATION = re.compile(r"(\d{1,6})\s*([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -40,4 +42,4 @@ def show_moment(at_ms: int | None) -> str:
     """Returns a time for a table, to the minute, in UTC; ``-`` for none."""
     if at_ms is None:
         return "-"
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%MZ")
+    return datetime.fromtimestamp(min(at_ms, LAST_MS) // 1000, UTC).strftime("%Y-%m-%d %H:%MZ")

@@ -23,7 +23,7 @@ from passerelle.domain.ids import new_id
 from passerelle.domain.principal import ROLE_SCOPES, Network, Role, Scope
 from passerelle.identity import audit
 from passerelle.identity.credentials import known_scopes, rights_of
-from passerelle.identity.options import SAME, Default, check_name, check_version, chosen
+from passerelle.identity.options import SAME, Default, check_end, check_name, check_version, chosen
 from passerelle.identity.rights import ALL, Maker, Names, Reach, Rights, check, parse_networks, reach
 from passerelle.identity.sequence import advance
 from passerelle.identity.spaces import paged
@@ -130,7 +130,7 @@ class KeyStore:
                 models=chosen(options.models, having.models),
                 services=chosen(options.services, having.services),
                 networks=chosen(options.networks, having.networks),
-                expires_at_ms=chosen(options.expires_at_ms, having.expires_at_ms),
+                expires_at_ms=check_end(chosen(options.expires_at_ms, having.expires_at_ms)),
                 weight=chosen(options.weight, 1.0),
             )
             check(having, giving)
@@ -199,7 +199,7 @@ class KeyStore:
                 models=chosen(options.models, before.models),
                 services=chosen(options.services, before.services),
                 networks=chosen(options.networks, before.networks),
-                expires_at_ms=chosen(options.expires_at_ms, before.expires_at_ms),
+                expires_at_ms=check_end(chosen(options.expires_at_ms, before.expires_at_ms)),
                 weight=chosen(options.weight, before.weight),
             )
             check(having, giving)

@@ -9,6 +9,8 @@ from typing import TypeVar
 from passerelle.domain.errors import BadRequest, PreconditionFailed
 
 MAX_NAME_CHARACTERS = 200
+LAST_MS = 253_402_300_799_999
+"""The end of the year 9999 in UTC: no calendar shows a later time."""
 _EMAIL = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,189}")
 
 T = TypeVar("T")
@@ -44,6 +46,13 @@ def check_email(value: str | None) -> str | None:
     if _EMAIL.fullmatch(value) is None or not value.isprintable():
         raise BadRequest("This is no e-mail address.", param="email")
     return value.lower()
+
+
+def check_end(at_ms: int | None) -> int | None:
+    """Returns when something ends, milliseconds since the epoch. Raises BadRequest for a time that cannot be shown."""
+    if at_ms is not None and not 0 <= at_ms <= LAST_MS:
+        raise BadRequest("`expires_at` lies before 1970 or beyond the year 9999.", param="expires_at")
+    return at_ms
 
 
 def check_version(version: int, expected: int | None) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from passerelle.domain.errors import BadRequest, Conflict, NotFound, PreconditionFailed
 from passerelle.domain.ids import new_id
 from passerelle.identity.audit import EVERYWHERE, Actor, append
+from passerelle.identity.options import LAST_MS
 from passerelle.identity.sequence import advance, position
 from passerelle.limits.price import Price
 from passerelle.limits.rule import MAX_VALUE, LimitRule, Measure, Period, SubjectKind, fits
@@ -313,8 +314,10 @@ class PriceStore:
                 raise BadRequest(f"`{name}` is a whole number from 0 to {MAX_PRICE_MICRO}.", param=name)
         now_ms = int(self._clock() * 1000)
         begins_ms = now_ms if from_ms is None else from_ms
-        if not 0 <= begins_ms < 2**53:
-            raise BadRequest("`from_ms` is a time in milliseconds since the epoch.", param="from_ms")
+        if not 0 <= begins_ms <= LAST_MS:
+            raise BadRequest(
+                "`from_ms` is a time in milliseconds since the epoch, before the year 10000.", param="from_ms"
+            )
         async with self._database.write() as connection:
             changed = await advance(connection)
             same = select(prices).where(prices.c.model == model, prices.c.from_ms == begins_ms)

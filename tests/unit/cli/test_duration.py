@@ -38,3 +38,4 @@ def test_showing() -> None:
     """To the minute, in UTC."""
     assert show_moment(0) == "1970-01-01 00:00Z"
     assert show_moment(None) == "-"
+    assert show_moment(2**52) == "9999-12-31 23:59Z"  # beyond every calendar

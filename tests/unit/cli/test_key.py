@@ -127,6 +127,7 @@ def test_revoked_keys_are_listed_on_demand() -> None:
     "arguments",
     [
         ("create", "--name", "a", "--expires", "soon"),
+        ("create", "--name", "a", "--expires", "999999w"),
         ("create", "--name", "a", "--expires", "2001-01-01"),
         ("create", "--name", "a", "--scope", "root"),
         ("create", "--name", " "),

@@ -160,7 +160,7 @@ async def test_prices_begin_at_their_time(database: Database) -> None:
     assert table.at("x", NOON_MS) is None
     await prices.remove(corrected.id, ACTOR)
     assert [price.id for price in await prices.page(10)] == [first.id]
-    for bad in ({"input_micro": -1}, {"output_micro": 10**13}, {"model": ""}, {"from_ms": -1}):
+    for bad in ({"input_micro": -1}, {"output_micro": 10**13}, {"model": ""}, {"from_ms": -1}, {"from_ms": 2**52}):
         given = {"model": "m", "input_micro": 1, "cached_micro": 1, "output_micro": 1, "actor": ACTOR, **bad}
         with pytest.raises(BadRequest):
             await prices.set(**given)  # type: ignore[arg-type]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from passerelle.domain.principal import Role, Scope
 from passerelle.edge.dispatch import ANY_KEY, Context
-from passerelle.faces.admin.resource import query, respond
+from passerelle.faces.admin.resource import moment, query, respond
 from passerelle.faces.described import Described
 
 
@@ -61,7 +61,7 @@ class MeFace:
                 networks=None if caller.networks is None else [str(network) for network in caller.networks],
                 address=context.address,
                 weight=caller.weight,
-                expires_at=None if caller.expires_at is None else datetime.fromtimestamp(caller.expires_at, UTC),
+                expires_at=None if caller.expires_at is None else moment(int(caller.expires_at * 1000)),
             ),
         )
 

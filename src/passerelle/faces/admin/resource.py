@@ -33,7 +33,7 @@ from passerelle.edge.exchange import header, header_values
 from passerelle.faces.body import decode
 from passerelle.identity.audit import Actor
 from passerelle.identity.idempotency import IdempotentAnswers, KeptAnswer
-from passerelle.identity.options import SAME, Default
+from passerelle.identity.options import LAST_MS, SAME, Default
 from passerelle.identity.rights import Maker, Names
 
 PAGE_SIZE = 50
@@ -234,8 +234,17 @@ def flag(parameters: dict[str, str], name: str, default: bool) -> bool:
 
 
 def moment(at_ms: int | None) -> datetime | None:
-    """Returns a time of the database (milliseconds since the epoch) as answers show it, in UTC."""
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
+    """Returns a time of the database (milliseconds since the epoch) as answers show it, in UTC.
+
+    One that is beyond every calendar, which an earlier release may have kept, is shown as the last.
+    """
+    return (
+        None
+        if at_ms is None
+        else datetime.fromtimestamp(min(at_ms, LAST_MS) // 1000, UTC).replace(
+            microsecond=min(at_ms, LAST_MS) % 1000 * 1000
+        )
+    )
 
 
 def answer(value: object, *, status: int = 200, version: int | None = None, kept: object = None) -> Answer:

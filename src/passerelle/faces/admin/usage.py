@@ -26,6 +26,7 @@ from passerelle.domain.usage import Outcome
 from passerelle.edge.dispatch import Context
 from passerelle.faces.admin.resource import Listed, Page, cursor, listed, only_project, page, query, respond, tenant
 from passerelle.faces.described import AFTER, LIMIT, Described, Parameter
+from passerelle.identity.options import LAST_MS
 from passerelle.storage.engine import Database, StorageError
 
 EVERY_ORGANISATION = "*"
@@ -34,8 +35,6 @@ _MAX_GROUPS = 4
 _MAX_VALUES = 100
 _TIMES = (Grouping.HOUR, Grouping.DAY)
 _FILTERS = (Grouping.PROJECT, Grouping.USER, Grouping.KEY, Grouping.MODEL, Grouping.OUTCOME, Grouping.SERVICE)
-_LAST_MS = 253_402_300_799_999
-"""The end of the year 9999."""
 _OWN_NAMES = {"user_id": "user", "key_id": "key"}
 
 
@@ -229,7 +228,7 @@ def _moment_ms(text: str, name: str) -> int:
         # A plus in a query is a blank when it was not encoded.
         moment = datetime.fromisoformat(re.sub(r" (?=\d\d:?\d\d\Z)", "+", text) if "T" in text else text)
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        return min(_LAST_MS, max(0, int(moment.timestamp() * 1000)))
+        return min(LAST_MS, max(0, int(moment.timestamp() * 1000)))
     except (ValueError, OverflowError):
         raise BadRequest(f"`{name}` is a time such as 2026-12-31 or 2026-12-31T18:00Z.", param=name) from None
 

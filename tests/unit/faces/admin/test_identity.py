@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -152,6 +154,7 @@ def test_pages_lead_from_one_to_the_next(operator: Client) -> None:
         ("/admin/keys", {"name": "k", "networks": ["10.0.0.0/99"]}, "networks"),
         ("/admin/keys", {"name": "k", "expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
         ("/admin/keys", {"name": "k", "expires_at": "2101-01-01T00:00:00"}, "expires_at"),
+        ("/admin/keys", {"name": "k", "expires_at": "9999-12-31T23:59:59-23:59"}, "expires_at"),
         ("/admin/keys", {"name": "k", "weight": 0}, "weight"),
         ("/admin/keys", {"name": "k", "admin": True}, "admin"),
         ("/admin/keys", {"name": "a\u0000b"}, "name"),
@@ -328,3 +331,17 @@ def test_no_odd_entity_tag_passes_for_the_version(operator: Client, tag: str) ->
     one = f"/admin/projects/{made['id']}"
     assert operator.ask("PATCH", one, {"name": "passed"}, if_match=tag)[0] in (400, 412)
     assert operator.ask("GET", one)[1] == made
+
+
+def test_an_end_beyond_every_calendar_spoils_no_list(operator: Client) -> None:
+    """The last time there is may be a key's end; a later one is refused when a key is changed, too; and one that the
+    database has all the same is shown as the last."""
+    made = operator.made("/admin/keys", {"name": "late", "expires_at": "9999-12-31T23:59:59.999Z"})
+    assert made["expires_at"] == "9999-12-31T23:59:59.999000Z"
+    one = f"/admin/keys/{made['id']}"
+    later = {"expires_at": "9999-12-31T23:59:59-12:00"}
+    assert operator.ask("PATCH", one, later)[1]["error"]["param"] == "expires_at"
+    with closing(sqlite3.connect(operator.gateway.home / "passerelle.db", timeout=20)) as database, database:
+        database.execute("update keys set expires_at_ms = ? where id = ?", (2**52, made["id"]))
+    assert operator.ask("GET", one)[1]["expires_at"] == "9999-12-31T23:59:59.999000Z"
+    assert operator.ask("GET", "/admin/keys?limit=500")[0] == 200
