@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 from msgspec.structs import replace
+from tests.unit.accounting.calls import CALL
 from typer.testing import CliRunner
 
 from passerelle.accounting.ledger import Ledger
 from passerelle.cli import key, limit, price
-from passerelle.domain.usage import Outcome, UsageRow, UsageSource
 from passerelle.storage.engine import open_database
 
 
@@ -71,34 +71,7 @@ def test_limits_are_set_listed_and_removed() -> None:
 
 def spend(home: Path, key_id: str, calls: int) -> None:
     """Writes rows of calls of 15 tokens, each for 0.004, that a key made just now."""
-    now_ms = int(time.time() * 1000)
-    call = UsageRow(
-        id="",
-        at_ms=now_ms,
-        request_id="r",
-        organisation="default",
-        project="default",
-        user=None,
-        key_id=key_id,
-        model="m",
-        requested_model="m",
-        target="t",
-        operation="chat",
-        stream=False,
-        status=200,
-        outcome=Outcome.OK,
-        error_code=None,
-        prompt_tokens=10,
-        cached_tokens=0,
-        completion_tokens=5,
-        token_source=UsageSource.ENGINE,
-        attempts=1,
-        fallback_from=None,
-        queue_ms=0.0,
-        first_byte_ms=1.0,
-        total_ms=2.0,
-        cost_nano=4_000_000,
-    )
+    call = replace(CALL, at_ms=int(time.time() * 1000), key_id=key_id, cost_nano=4_000_000)
 
     async def write() -> None:
         database = open_database("sqlite", home)

@@ -12,11 +12,11 @@ import pytest
 import typer
 from click.testing import Result
 from msgspec.structs import replace
+from tests.unit.accounting.calls import CALL
 from typer.testing import CliRunner
 
 from passerelle.accounting.ledger import Ledger
 from passerelle.cli.usage import sparkline, usage
-from passerelle.domain.usage import Outcome, UsageRow, UsageSource
 from passerelle.storage.engine import open_database
 from passerelle.storage.migrations import upgrade
 
@@ -45,32 +45,7 @@ def run(*arguments: str, code: int = 0) -> Result:
 def record(home: Path, *days_ago: int) -> None:
     """Writes one call of 15 tokens for each, so many days ago."""
     now_ms = int(time.time() * 1000)
-    call = UsageRow(
-        id="",
-        at_ms=now_ms,
-        request_id="r",
-        organisation="default",
-        project="default",
-        user=None,
-        key_id="key_1",
-        model="small",
-        requested_model="small",
-        target="t",
-        operation="chat",
-        stream=False,
-        status=200,
-        outcome=Outcome.OK,
-        error_code=None,
-        prompt_tokens=10_000,
-        cached_tokens=4,
-        completion_tokens=5,
-        token_source=UsageSource.ENGINE,
-        attempts=1,
-        fallback_from=None,
-        queue_ms=0.0,
-        first_byte_ms=1.0,
-        total_ms=1500.0,
-    )
+    call = replace(CALL, at_ms=now_ms, key_id="key_1", prompt_tokens=10_000, total_ms=1500.0)
 
     async def write() -> None:
         database = open_database("sqlite", home)
