@@ -200,7 +200,7 @@ class _Compiler:
             model=upstream,
             weight=section.weight,
             priority=section.priority,
-            max_concurrent=section.max_concurrent or rule.at_once,
+            max_concurrent=section.max_concurrent or section.slots or rule.at_once,
             labels=MappingProxyType(dict(section.labels)),
             timeouts=Timeouts(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s),
             shadow=section.shadow,

@@ -70,7 +70,12 @@ class TargetSection(Section, frozen=True, kw_only=True):
     ] = 0
     max_concurrent: (
         Annotated[
-            int, Meta(ge=1, le=1_000_000, description="Requests at this target at one time; no limit when left out.")
+            int,
+            Meta(
+                ge=1,
+                le=1_000_000,
+                description="Requests at this target at one time; else as many as llama.cpp has slots, or any number.",
+            ),
         ]
         | None
     ) = None
@@ -255,7 +260,12 @@ ENGINES: Mapping[str, EngineRule] = MappingProxyType(
         "tgi": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
         "triton": EngineRule(("grpc", "grpcs"), frozenset({"chat_template"}), frozenset({ModelKind.CHAT})),
         "vllm-legacy": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
-        "llamacpp": EngineRule((), frozenset({"slots", "context", "threads", "memory_limit_bytes"}), _TEXTS),
+        "llamacpp": EngineRule(
+            (),
+            frozenset({"slots", "context", "threads", "memory_limit_bytes"}),
+            _TEXTS,
+            at_once=8,  # its slots, unless `slots` says otherwise
+        ),
         "gpt4all": EngineRule(
             (),
             frozenset({"chat_template", "context", "threads", "memory_limit_bytes"}),

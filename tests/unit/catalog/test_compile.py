@@ -381,3 +381,12 @@ def test_any_tree_gives_a_snapshot_or_problems(tmp_path: Path, tree: dict[str, o
         path = tmp_path / name
         path.write_text(json.dumps(tree | {"models": models}))
         _only_a_snapshot_or_problems(path)
+
+
+@pytest.mark.parametrize(("more", "most"), [("", 8), ("slots: 3\n", 3), ("slots: 3\n        max_concurrent: 2\n", 2)])
+def test_an_embedded_model_is_sent_as_much_as_it_has_slots(tmp_path: Path, more: str, most: int) -> None:
+    """The others wait here, where interactive calls go before jobs, and not at the model server, where they do not."""
+    text = "models:\n  - name: m\n    targets:\n      - engine: llamacpp\n        model: some.gguf\n"
+    text += f"        {more}" if more else ""
+    found = compiled(tmp_path, text)
+    assert [target.max_concurrent for target in found.models["m"].targets] == [most]
