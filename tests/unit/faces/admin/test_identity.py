@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,8 +12,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.architecture.test_documents import table
 from tests.harness.gateway import GatewayProcess
 
+from passerelle.domain.principal import ROLE_SCOPES, Role
 from passerelle.faces.admin.keys import KeyAnswer, NewKeyAnswer
 from passerelle.faces.admin.me import MeAnswer
 from passerelle.faces.admin.organisations import OrganisationAnswer
@@ -345,3 +348,53 @@ def test_an_end_beyond_every_calendar_spoils_no_list(operator: Client) -> None:
         database.execute("update keys set expires_at_ms = ? where id = ?", (2**52, made["id"]))
     assert operator.ask("GET", one)[1]["expires_at"] == "9999-12-31T23:59:59.999000Z"
     assert operator.ask("GET", "/admin/keys?limit=500")[0] == 200
+
+
+def test_another_project_does_not_exist_for_who_belongs_to_one(operator: Client) -> None:
+    """Every route of the admin API that takes an id of a project, user, key or limit: those of another project of the
+    same organisation answer as ids that nobody has, and lists leave them out; the organisation itself can be seen."""
+    organisation = operator.made("/admin/organisations", {"name": "two projects"})["id"]
+    query = f"?organisation={organisation}"
+    mine, theirs = (operator.made(f"/admin/projects{query}", {"name": name})["id"] for name in ("mine", "theirs"))
+    chief = operator.made(f"/admin/users{query}", {"name": "chief", "role": "owner", "project": mine})["id"]
+    stranger = operator.made(f"/admin/users{query}", {"name": "stranger", "project": theirs})["id"]
+    everywhere = operator.made(f"/admin/users{query}", {"name": "everywhere", "role": "viewer"})["id"]
+    own = {"name": "chief", "user": chief, "project": mine, "scopes": sorted(ROLE_SCOPES[Role.OWNER])}
+    key = operator.made(f"/admin/keys{query}", own)
+    other = operator.made(f"/admin/keys{query}", {"name": "k", "project": theirs, "user": stranger})["id"]
+    day = {"subject_kind": "key", "subject_id": other, "measure": "requests", "period": "day", "value": 5}
+    ids = {
+        "project": [theirs],
+        "user": [stranger, everywhere],
+        "key": [other],
+        "limit": [operator.made(f"/admin/limits{query}", day)["id"]],
+    }
+    asked = []
+    with Client(operator.gateway, key["key"]) as confined:
+        for route in table():
+            kind = re.fullmatch(r"/admin/\w+/\{(project|user|key|limit)\}(/\w+)?", route.path)
+            for found in ids[kind[1]] if kind else ():
+                for named in (found, f"{found}0"):
+                    asked.append((route.method, route.path))
+                    body = None if route.method in ("GET", "DELETE") else {}
+                    status, answer = confined.ask(route.method, route.path.replace(f"{{{kind[1]}}}", named), body)
+                    assert (status, answer["error"]["code"]) == (404, "not_found"), (route, named, answer)
+        for what in ("projects", "users", "keys", "limits"):
+            shown = {each["id"] for each in confined.ask("GET", f"/admin/{what}?limit=500")[1]["data"]}
+            assert not shown & {each for some in ids.values() for each in some}, what
+        for path, body in (
+            ("/admin/keys", {"name": "k", "project": theirs}),
+            ("/admin/keys", {"name": "k", "user": stranger}),
+            ("/admin/keys", {"name": "k", "user": everywhere}),
+            ("/admin/users", {"name": "u", "project": theirs}),
+            ("/admin/users", {"name": "u", "project": None}),
+            ("/admin/projects", {"name": "p"}),
+            ("/admin/limits", {**day, "measure": "tokens"}),
+            ("/admin/limits", {**day, "subject_kind": "project", "subject_id": mine}),
+            ("/admin/limits", {**day, "subject_kind": "model", "subject_id": "near"}),
+        ):
+            assert confined.ask("POST", path, body)[0] in (400, 403, 404), (path, body)
+        assert confined.ask("GET", "/admin/audit")[0] == 403
+        assert confined.ask("GET", f"/admin/usage?project={theirs}")[1]["data"] == []
+        assert confined.ask("GET", f"/admin/organisations/{organisation}")[0] == 200
+    assert len(set(asked)) >= 12
