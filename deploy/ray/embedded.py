@@ -15,6 +15,7 @@ import hmac
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +82,7 @@ class EmbeddedModel:
     async def __init__(self, arguments: Mapping[str, Any]) -> None:
         settings = msgspec.convert(arguments, EmbeddedArguments)
         path = await asyncio.to_thread(_model_file, settings.model)
-        processors = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+        processors = ceil(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
         spec = llamacpp_spec(
             settings.model,
             path,

@@ -30,7 +30,7 @@ from tests.triton.server import BuildError, free_ports
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "ray"
 LOCK = ROOT / "requirements" / "ray.txt"
-_START_S = 180.0
+_START_S = 480.0
 """Two nodes and Serve are a dozen Python processes: minutes on a busy machine with two processors."""
 _OBJECTS_BYTES = "100000000"
 
@@ -81,8 +81,22 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(bin_folder: Path, folder: Path, application: Mapping[str, Any]) -> Iterator[RayCluster]:
-    """Runs two nodes with one processor each and the application, and kills every process of them at the end."""
+def ray_cluster(
+    bin_folder: Path,
+    folder: Path,
+    application: Mapping[str, Any],
+    *,
+    health: str = "/health",
+    processors: int = 2,
+    paths: tuple[Path, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[RayCluster]:
+    """Runs two nodes and the application, and kills every process of them at the end.
+
+    It is up when ``health`` answers 200. ``processors`` is what each node says it has; ``paths`` and ``environ`` are
+    given to every node.
+    """
+    more = environ or {}
     key = secrets.token_hex(16)
     sockets = Path(tempfile.mkdtemp(prefix="ray"))  # a socket's path has at most 107 characters
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PASSERELLE_"))}
@@ -90,16 +104,23 @@ def ray_cluster(bin_folder: Path, folder: Path, application: Mapping[str, Any]) 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "PYTHONPATH": f"{ROOT / 'src'}:{DEPLOY}",
+        "PYTHONPATH": ":".join(map(str, (*paths, ROOT / "src", DEPLOY))),
         "PASSERELLE_HOME": str(folder / "home"),
         "PASSERELLE_RAY_API_KEY": key,
+        **more,
     }
     head_port, http_port = free_ports(2)
     address = f"127.0.0.1:{head_port}"
     started: list[subprocess.Popen[bytes]] = []
 
     def node(name: str, *arguments: str) -> None:
-        command = [str(bin_folder / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
+        command = [
+            str(bin_folder / "ray"),
+            "start",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--num-cpus={processors}",
+        ]
         with (folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [*command, f"--object-store-memory={_OBJECTS_BYTES}", *arguments],
@@ -121,7 +142,7 @@ def ray_cluster(bin_folder: Path, folder: Path, application: Mapping[str, Any]) 
         with (folder / "deploy.log").open("wb") as log:
             subprocess.run(deploy, env=environ, check=True, timeout=_START_S, stdout=log, stderr=log, cwd=folder)
         cluster = RayCluster(f"http://127.0.0.1:{http_port}", key, tuple(each.pid for each in started))
-        _until(lambda: _healthy(cluster), folder)
+        _until(lambda: _healthy(cluster, health), folder)
         yield cluster
     finally:
         for process in started:
@@ -138,9 +159,9 @@ def _on_this_machine(application: Mapping[str, Any], port: int) -> dict[str, Any
     return {**application, "proxy_location": "HeadOnly", "http_options": http}
 
 
-def _healthy(cluster: RayCluster) -> bool:
+def _healthy(cluster: RayCluster, path: str) -> bool:
     try:
-        return cluster.get("/health", cluster.key)[0] == 200
+        return cluster.get(path, cluster.key)[0] == 200
     except OSError:
         return False
 

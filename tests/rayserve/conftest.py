@@ -44,7 +44,7 @@ def embedded_application() -> dict[str, Any]:
     (application,) = document["applications"]
     (deployment,) = application["deployments"]
     application["args"] |= {"slots": SLOTS}
-    deployment |= {"ray_actor_options": {"num_cpus": 0.5}, "max_ongoing_requests": SLOTS}
+    deployment |= {"ray_actor_options": {"num_cpus": 1}, "max_ongoing_requests": SLOTS}
     deployment["autoscaling_config"] |= {"max_replicas": 3, "target_ongoing_requests": 1, "upscale_delay_s": 1}
     return document
 
