@@ -6,6 +6,7 @@ is one line.
 
 from __future__ import annotations
 
+import asyncio
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 from passerelle.services.sentences import split_sentences
 from passerelle.services.turn import BATCH_CHARS, MIN_TURN_TOKENS, CountTokens, Turn, Turns, batches
-from passerelle.services.turns import LABEL, read_turns
+from passerelle.services.turns import LABEL, is_spoken, read_turns
 
 _JOINERS = "\u200d\ufe0e\ufe0f"
 _CHARS_PER_TOKEN = 16
@@ -30,7 +31,8 @@ async def split_turns(
     ``language`` chooses the rules of sentences. Raises ValueError when ``max_tokens`` is below `MIN_TURN_TOKENS`.
     """
     _check(max_tokens)
-    return await _split(read_turns(text), text, count_tokens, max_tokens, language)
+    spoken = await asyncio.to_thread(is_spoken, text)  # up to seconds of work, for the largest texts
+    return await _split(read_turns(text, spoken=spoken), text, count_tokens, max_tokens, language)
 
 
 async def split_long(turns: Turns, count_tokens: CountTokens, max_tokens: int, *, language: str | None = None) -> Turns:

@@ -9,7 +9,6 @@ which few lines look like that and in which no name comes back is prose: its col
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 
 from passerelle.services.turn import UNKNOWN_SPEAKER, Turn, Turns
@@ -39,9 +38,10 @@ def parse_turns(text: str) -> Turns:
     return turns
 
 
-def read_turns(text: str) -> Iterator[Turn]:
-    """Returns them one after another."""
-    spoken = _is_spoken(text)
+def read_turns(text: str, *, spoken: bool | None = None) -> Iterator[Turn]:
+    """Returns them one after another; ``spoken`` is what `is_spoken` found, if that was asked before."""
+    if spoken is None:
+        spoken = is_spoken(text)
     speaker: str | None = UNKNOWN_SPEAKER if spoken else None
     label = f"{UNKNOWN_SPEAKER} " if spoken else ""
     fenced = False
@@ -89,9 +89,9 @@ def _all_lines(text: str) -> Iterator[tuple[int, int, int]]:
         yield start, len(text), len(text)
 
 
-def _is_spoken(text: str) -> bool:
-    """Whether this is a transcript; else it is prose."""
-    names: Counter[str] = Counter()
+def is_spoken(text: str) -> bool:
+    """Whether this is a transcript; else it is prose, which has to be read to its end to know."""
+    names: set[str] = set()
     lines = 0
     fenced = False
     for start, end, _, _ in _lines(text):
@@ -99,8 +99,11 @@ def _is_spoken(text: str) -> bool:
         if _FENCE.match(text, start, end):
             fenced = not fenced
         elif not fenced and (match := _label(text, start, end)) is not None:
-            names[" ".join(match["name"].split()).casefold()] += 1
-    return bool(names) and (names.total() / lines >= _PROSE_SHARE or max(names.values()) > 1)
+            name = " ".join(match["name"].split()).casefold()
+            if name in names:
+                return True
+            names.add(name)
+    return bool(names) and len(names) / lines >= _PROSE_SHARE
 
 
 def _label(text: str, start: int, end: int) -> re.Match[str] | None:

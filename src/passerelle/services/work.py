@@ -30,6 +30,8 @@ from passerelle.services.turn import MIN_TURN_TOKENS, Turns
 T = TypeVar("T")
 DEFAULT_CONTEXT_TOKENS = 4096
 """For a model whose window neither its server nor its configuration tells."""
+_BREATH_S = 0.002
+"""After each batch of turns the loop is others' for so long: a request takes many steps, a large text many batches."""
 _SLACK_TOKENS = 16
 """Servers may put some marks around a prompt that counting does not show."""
 _WHOLE_CHARS = 131_072
@@ -144,7 +146,8 @@ class Work:
         return self.turns
 
     async def count(self, texts: Sequence[str]) -> list[int]:
-        """Returns the tokens of each text."""
+        """Returns the tokens of each text. Others get a turn meanwhile, also where nobody has to be asked."""
+        await asyncio.sleep(_BREATH_S)
         return await self._caller.count(self.flavor.model, texts)
 
     async def measure(self, text: str, enough: int | None = None) -> int:

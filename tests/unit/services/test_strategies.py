@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +23,7 @@ from passerelle.services.manifest import Flavor, OutputSpec, ServiceLimits, Serv
 from passerelle.services.prompts import PromptSyntax, PromptTemplate, parse_prompt
 from passerelle.services.strategies.consolidate import consolidate
 from passerelle.services.strategies.extract import merge, parse
+from passerelle.services.turns import is_spoken
 from passerelle.services.work import CallRules, Work
 
 Rule = Callable[[str], str]
@@ -363,3 +366,45 @@ async def test_a_turn_longer_than_the_window() -> None:
     assert [word for word in result.split() if word not in ("A", ":")] == text.split()[2:]
     assert made.details()["coverage"]["complete"] is True
     assert len(model.prompts) > 5
+
+
+class Ticking(Model):
+    """A model whose counting asks nobody. ``seen`` is how often others had had their turn when it was asked to count,
+    and ``most_chars`` how much it counted at one time."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ticks = 0
+        self.seen: list[int] = []
+        self.most_chars = 0
+
+    async def tick(self) -> None:
+        """Takes others' turns, until it is cancelled."""
+        while True:
+            self.ticks += 1
+            await asyncio.sleep(0)
+
+    async def count(self, model: str, texts: Sequence[str]) -> list[int]:
+        self.seen.append(self.ticks)
+        self.most_chars = max(self.most_chars, sum(map(len, texts)))
+        return await super().count(model, texts)
+
+
+@pytest.mark.parametrize("text", ["A : word word word word\n" * 60_000, "Some words, and more of them.\n" * 60_000])
+async def test_a_large_text_leaves_others_their_turn(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done at one time does not grow with the text; a text is looked through for names beside the loop."""
+    looked: list[int] = []
+
+    def noted(given: str) -> bool:
+        looked.append(threading.get_ident())
+        return is_spoken(given)
+
+    monkeypatch.setattr("passerelle.services.cutter.is_spoken", noted)
+    made = work(text, model := Ticking(window=20_000), max_generation_tokens=100, max_new_turns=1000)
+    ticking = asyncio.create_task(model.tick())
+    await strategies.run(made)
+    ticking.cancel()
+    assert len(model.seen) > 50
+    assert all(later > earlier for earlier, later in pairwise(model.seen))
+    assert model.most_chars < 200_000
+    assert looked and threading.get_ident() not in looked
