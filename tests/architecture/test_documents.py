@@ -267,7 +267,7 @@ FIGURES = [
         f"{RETRY.max_extra_attempts} extra attempts for a call; {RETRY.ratio:.0%} extra load".replace("%", " %"),
     ),
     ("routing.md", f"above {RETRY.max_retry_after_s:g} s"),
-    ("models.md", f"| `slots` | {DEFAULT_SLOTS} |"),
+    ("models.md", f"| `slots` | `llamacpp` | {DEFAULT_SLOTS} |"),
     ("models.md", f"| {DEFAULT_WINDOW_TOKENS} tokens,"),
 ]
 

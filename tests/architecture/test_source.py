@@ -22,6 +22,8 @@ READS_ENVIRONMENT = {
     "cli/worker.py",  # a process's own entry point
     "models/child.py",  # a child's own entry point
     "models/supervisor.py",  # what children inherit
+    "models/vllm_child.py",  # a child's own entry point
+    "models/vllm_guard/passerelle_vllm_guard.py",  # loaded by vLLM in its own process
     "models/package_source.py",  # pip gets the user's own environment
 }
 FORBIDDEN_NAMES = ("utils", "helpers", "common", "misc")

@@ -203,27 +203,6 @@ def test_a_server_that_can_never_start_ends_the_command(gateway: GatewayProcess,
     until("it is listed no more", lambda: "never" not in models(gateway))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("m", "-d", "gpt4all", "--gpu-memory", "0.5"), "the driver gpt4all has no --gpu-memory"),
-        (("m", "-d", "llamacpp", "--", "--x"), "the driver llamacpp has no arguments behind --"),
-        (("m", "-d", "vllm", "--command", "no-such-vllm"), "vLLM's command 'no-such-vllm' is not found"),
-        (("m", "-d", "vllm", "--command", "{vllm}", "--", "--api-key", "x"), "--api-key is for Passerelle to decide"),
-        (("no such model",), "cannot name a model"),
-        (("no-such-model",), "no-such-model"),
-        (("m", "-d", "gpt4all", "--chat-template", "x"), "there is no chat template 'x'"),
-    ],
-)
-def test_wrong_commands_say_one_line(gateway: GatewayProcess, vllm: str, arguments: tuple[str, ...], said: str) -> None:
-    """Exit status 2 and one line, before anything is started."""
-    with Kept(gateway, *(argument.replace("{vllm}", vllm) for argument in arguments)) as kept:
-        assert kept.process.wait(PATIENCE_S) == 2
-        kept.stop()
-        assert len(kept.lines) == 1
-        assert said in kept.lines[0]
-
-
 def test_real_models_beside_each_other(gateway: GatewayProcess, default_gguf: Path) -> None:
     """One file, served by llama.cpp and by GPT4All at once, each under its name."""
     path = str(default_gguf)
