@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import BindParameter, RowMapping, Select, and_, bindparam, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from passerelle.domain.errors import Unauthenticated
+from passerelle.domain.errors import Forbidden, Unauthenticated
 from passerelle.domain.principal import ROLE_SCOPES, Principal, Role, Scope
 from passerelle.identity.rights import OPERATOR, Maker, Rights, common, parse_networks
-from passerelle.identity.sequence import position
+from passerelle.identity.sequence import advance, position
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import key_secrets, keys, organisations, projects, users
 
@@ -143,6 +143,18 @@ class Credentials:
         rows = [{"key": key_id, "at_ms": at_ms} for key_id, at_ms in sorted(used_at_ms.items())]
         async with self._database.write() as connection:
             await connection.execute(statement, rows)
+
+
+async def begin_managing(connection: AsyncConnection, maker: Maker, now_ms: int) -> tuple[int, Rights]:
+    """Begins a change of what an organisation has: returns its number in the sequence, and what the maker has.
+
+    Raises Unauthenticated for one who has ended, and Forbidden for one who does not manage the organisation.
+    """
+    changed = await advance(connection)
+    having = await rights_of(connection, maker, now_ms)
+    if not having.everywhere and Scope.ORGANISATION_WRITE not in having.scopes:
+        raise Forbidden("This takes the scope 'organisation:write'.")
+    return changed, having
 
 
 async def rights_of(connection: AsyncConnection, maker: Maker, now_ms: int) -> Rights:

@@ -15,12 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import Conflict, Forbidden, NotFound
 from passerelle.domain.ids import new_id
-from passerelle.domain.principal import Scope
 from passerelle.identity import audit
-from passerelle.identity.credentials import rights_of
+from passerelle.identity.credentials import begin_managing
 from passerelle.identity.options import check_name, check_version, chosen
 from passerelle.identity.rights import Maker, Names, Rights, check, common
-from passerelle.identity.sequence import advance
 from passerelle.identity.spaces import Space, SpaceOptions, listed, paged, read, state
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import organisations, projects
@@ -63,7 +61,7 @@ class ProjectStore:
         """
         name = check_name(options.name)
         async with self._database.write() as connection:
-            changed, having = await self._begin(connection, by)
+            changed, having = await begin_managing(connection, by, int(self._clock() * 1000))
             if having.project is not None:
                 raise Forbidden("You belong to one project, and may not make others.", code="insufficient_scope")
             await self._check_free(connection, name)
@@ -123,7 +121,7 @@ class ProjectStore:
         Raises NotFound, Forbidden, BadRequest, PreconditionFailed, and Conflict for a name in use.
         """
         async with self._database.write() as connection:
-            changed, having = await self._begin(connection, by)
+            changed, having = await begin_managing(connection, by, int(self._clock() * 1000))
             before = await self._changeable(connection, having, project_id, expected)
             name = check_name(chosen(options.name, before.name))
             if name != before.name:
@@ -147,19 +145,12 @@ class ProjectStore:
 
     async def _end(self, by: Maker, project_id: str, expected: int | None, end_ms: int | None) -> Project:
         async with self._database.write() as connection:
-            changed, having = await self._begin(connection, by)
+            changed, having = await begin_managing(connection, by, int(self._clock() * 1000))
             before = await self._changeable(connection, having, project_id, expected)
             if (before.archived_at_ms is None) == (end_ms is None):
                 return before
             action = "project.restore" if end_ms is None else "project.archive"
             return await self._write(connection, by, action, before, changed, {"archived_at_ms": end_ms})
-
-    async def _begin(self, connection: AsyncConnection, by: Maker) -> tuple[int, Rights]:
-        changed = await advance(connection)
-        having = await rights_of(connection, by, int(self._clock() * 1000))
-        if not having.everywhere and Scope.ORGANISATION_WRITE not in having.scopes:
-            raise Forbidden("This takes the scope 'organisation:write'.")
-        return changed, having
 
     async def _changeable(
         self, connection: AsyncConnection, having: Rights, project_id: str, expected: int | None

@@ -16,13 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from passerelle.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from passerelle.domain.ids import new_id
-from passerelle.domain.principal import ROLE_SCOPES, Role, Scope
+from passerelle.domain.principal import ROLE_SCOPES, Role
 from passerelle.identity import audit
-from passerelle.identity.credentials import rights_of
+from passerelle.identity.credentials import begin_managing
 from passerelle.identity.keys import end_keys_of_user
 from passerelle.identity.options import SAME, Default, check_email, check_name, check_version, chosen
 from passerelle.identity.rights import Maker, Rights, check
-from passerelle.identity.sequence import advance
 from passerelle.identity.spaces import paged
 from passerelle.storage.engine import Database
 from passerelle.storage.tables import organisations, projects, users
@@ -91,7 +90,7 @@ class UserStore:
         if kind == "service" and email is not None:
             raise BadRequest("A service account has no e-mail address.", param="email")
         async with self._database.write() as connection:
-            changed, having = await self._begin(connection, by)
+            changed, having = await begin_managing(connection, by, int(self._clock() * 1000))
             role = chosen(options.role, Role.MEMBER)
             project = chosen(options.project, having.project)
             await self._check(connection, having, role, project)
@@ -164,7 +163,7 @@ class UserStore:
         the maker may do all that the user may, before and after; of oneself only the name can be changed.
         """
         async with self._database.write() as connection:
-            changed, having = await self._begin(connection, by)
+            changed, having = await begin_managing(connection, by, int(self._clock() * 1000))
             before = await self._get(connection, user_id)
             if having.project not in (None, before.project):
                 raise NotFound("There is no user of that id.")
@@ -183,13 +182,6 @@ class UserStore:
             await self._end_keys(connection, before, after, changed)
             await self._note(connection, by, "user.update", before, after)
         return after
-
-    async def _begin(self, connection: AsyncConnection, by: Maker) -> tuple[int, Rights]:
-        changed = await advance(connection)
-        having = await rights_of(connection, by, int(self._clock() * 1000))
-        if not having.everywhere and Scope.ORGANISATION_WRITE not in having.scopes:
-            raise Forbidden("This takes the scope 'organisation:write'.")
-        return changed, having
 
     async def _check(self, connection: AsyncConnection, having: Rights, role: Role, project: str | None) -> None:
         """Raises Forbidden unless the maker has all that such a user may have: every model, from every address."""
