@@ -11,7 +11,7 @@ PASSERELLE_HOME ?= $(HOME)/.passerelle
 
 SERVE_FLAGS := --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
-.PHONY: help serve test test-quick test-vllm test-triton test-ray check format bench docs lock clean
+.PHONY: help serve test test-quick test-vllm test-triton test-ray test-clients check format bench docs lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ test-triton: $(VENV)/.dev ## A real Triton server as target (builds a 370 MB env
 
 test-ray: $(VENV)/.dev ## Our Ray Serve application on a cluster of two nodes (builds an 800 MB environment the first time)
 	@$(BIN)/python -m pytest tests/rayserve -m ray
+
+test-clients: $(VENV)/.dev ## Haystack, LlamaIndex and TGI's own client (builds environments of 500 MB the first time)
+	@$(BIN)/python -m pytest tests/ecosystem -m clients
 
 check: $(VENV)/.dev ## Format, lint, types, import directions, stale documents
 	@$(BIN)/ruff format --check .

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     quick = "--quick" in arguments
     rest = [argument for argument in arguments if argument != "--quick"]
     outcomes = Outcomes()
-    selection = "not vllm and not triton and not ray"
+    selection = "not vllm and not triton and not ray and not clients"
     if quick:
         selection += " and not slow"
     status = int(pytest.main(["-q", "-m", selection, *rest], plugins=[outcomes]))
