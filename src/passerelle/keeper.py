@@ -92,6 +92,11 @@ class Keeper:
             options={**self.spec.engine_options, **self.options},
         )
 
+    def _at_once(self) -> int | None:
+        """How many requests the server answers together; the gateway keeps the others in its fair queue."""
+        slots = self.spec.settings.get("slots")
+        return slots if isinstance(slots, int) else ENGINES[self.engine].at_once
+
     def _say_where(self, supervisor: Supervisor) -> None:
         self.say(f"Serving {self.name} at {supervisor.address(self.spec.name)}{WIRES[self.engine]}, for its key only.")
         self.say("A gateway of this home lists it within a second. Ctrl-C stops it.")

@@ -24,9 +24,9 @@ from tests.harness.gateway import GatewayProcess
 from tests.harness.vllmd import executable
 from tests.unit.models.test_supervisor import alive
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 4}
 
 

@@ -390,3 +390,57 @@ def test_an_embedded_model_is_sent_as_much_as_it_has_slots(tmp_path: Path, more:
     text += f"        {more}" if more else ""
     found = compiled(tmp_path, text)
     assert [target.max_concurrent for target in found.models["m"].targets] == [most]
+
+
+def test_managed_servers(tmp_path: Path) -> None:
+    """Servers that run here take their own keys; GPT4All's one answer at a time is a limit the gateway keeps."""
+    snapshot = compiled(
+        tmp_path,
+        """models:
+  - name: big
+    targets:
+      - {engine: vllm, model: org/Big, tensor_parallel: 2, gpu_memory: 0.5, context: 4096, arguments: [--enforce-eager]}
+  - name: old
+    targets: [{engine: gpt4all, model: smollm2, chat_template: chatml}]
+  - name: more
+    targets: [{engine: gpt4all, model: smollm2, max_concurrent: 3}]
+""",
+    )
+    (big,), (old,), (more,) = (snapshot.models[name].targets for name in ("big", "old", "more"))
+    assert big.url == ""
+    assert dict(big.options) == {
+        "tensor_parallel": 2,
+        "gpu_memory": 0.5,
+        "context": 4096,
+        "arguments": ("--enforce-eager",),
+    }
+    assert (big.max_concurrent, old.max_concurrent, more.max_concurrent) == (None, 1, 3)
+    assert dict(old.options) == {"chat_template": "chatml"}
+
+
+def test_managed_servers_that_cannot_be(tmp_path: Path) -> None:
+    """A key of another engine, an argument that would open the server, a share beyond the whole: each with its line."""
+    found = problems(
+        tmp_path,
+        """models:
+  - name: a
+    targets: [{engine: vllm, slots: 2}]
+  - name: b
+    targets:
+      - engine: vllm
+        arguments: [--enforce-eager, --api-key=x]
+  - name: c
+    targets: [{engine: vllm, gpu_memory: 1.5}]
+  - name: d
+    kind: embedding
+    targets: [{engine: gpt4all}]
+  - name: e
+    targets: [{engine: vllm, url: "http://h/v1"}]
+""",
+    )
+    for text, said in zip(
+        ("slots: the engine 'vllm' has no such key", "--api-key is for Passerelle", "gpu_memory", "gpt4all", "no url"),
+        sorted(found, key=lambda line: int(line.partition(":")[0])),
+        strict=True,
+    ):
+        assert text in said
