@@ -218,7 +218,11 @@ class Oracles:
             for seen in upstream.requests[self._seen_requests.get(id(upstream), 0) :]
             if seen.method == "POST" and "completions" in seen.path
         }
-        expected |= {a.request_id for a in self._tape.answers if a.request_id and a.status == 200 and b'"ch' in a.body}
+        expected |= {
+            a.request_id
+            for a in self._tape.answers
+            if a.request_id and a.status == 200 and b'"chat.completion' in a.body
+        }
         rows: dict[str, int] = {}
 
         def all_there() -> bool:
