@@ -94,13 +94,21 @@ ROWS = (
     Row("E3", "gateway killed before the commit", "failpoint", "no job; the same request makes one"),
     Row("E7", "a job crashes its worker each time", "SIGSEGV", "dead after max_attempts; the queue moves on"),
     Row("E8", "many workers, many jobs", "processes", "each claimed once per attempt; no deadlock; fair to keys"),
+    Row("E9", "cancelled: queued, running, finished, twice", "each state", "cancelled; <= 2 s; 409; the same again"),
     Row("E10", "SIGTERM with a hundred running", "SIGTERM", "no claim after; grace; leases given back; exit 0"),
     Row("E4", "database server killed under load", "SIGKILL, restart", "503 for unknown keys, no 401; ledger equal"),
     Row("E11", "no space for the ledger", "RLIMIT_FSIZE", "calls go on, or 503 if strict; no half row; recovers"),
     Row("E12", "home that cannot be used", "file, missing, read-only", "one clear line, exit code 2"),
     Row("E13", "SQLite locked by another process", "BEGIN IMMEDIATE", "waits, then 503; calls go on; no corruption"),
     Row("E14", "all database connections busy", "table lock", "503 after a while; health answers"),
+    Row(
+        "E16",
+        "unknown kind, older or newer payload",
+        "rows in the database",
+        "older ones run; others dead with the reason",
+    ),
     Row("E17", "migration cut, twice, or old code beside it", "SIGKILL", "all or nothing; once; old code goes on"),
+    Row("E18", "readers of a log while it is written", "10,000 writes", "dense, in order, no gap after a resumption"),
     # F. Websockets
     Row("F1", "no ticket, a stale, used or foreign one, another origin", "handshakes", "403 before the handshake"),
     Row(

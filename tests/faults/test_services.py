@@ -15,10 +15,18 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import select
 from tests.conformance.services_gateway import TEXT, ServiceClient, service_gateway
 from tests.faults.table import row
 from tests.harness.upstreamd import Seen, Step, never, normal, stall, status
 from tests.unit.services.extract import samples
+
+from passerelle.identity.credentials import Credentials
+from passerelle.jobs.job import NewJob
+from passerelle.jobs.queue import JobQueue
+from passerelle.services.job import KIND
+from passerelle.storage.engine import open_database
+from passerelle.storage.tables import keys
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -397,3 +405,37 @@ async def test_a_transcript_of_many_entries(client: ServiceClient) -> None:
     job_id = answer.json()["id"]
     assert (await client.http.post(f"/v1/jobs/{job_id}/cancel")).status_code == 200
     assert (await client.ended(job_id))["status"] == "cancelled"
+
+
+@row("E16")
+async def test_jobs_of_other_releases(client: ServiceClient) -> None:
+    """A payload as the first release wrote it runs; a newer one, and an unknown kind, are dead with the reason.
+
+    They come into the database from another process, as from a replica of another version.
+    """
+    database = open_database("sqlite", client.gateway.home)
+    queue = JobQueue(database)
+    async with database.read() as connection:
+        key_id = (await connection.execute(select(keys.c.id))).scalars().first()
+    principal = await Credentials(database).holder(str(key_id))
+    assert principal is not None
+    store = queue.store(principal)
+    first = {"service": "summarize/en", "text": "A : short"}
+    new = {
+        "old": NewJob(kind=KIND, payload=first, payload_version=1),
+        "newer": NewJob(kind=KIND, payload=first, payload_version=99),
+        "unknown": NewJob(kind="divination"),
+    }
+    ids = {name: (await store.submit(job)).id for name, job in new.items()}
+    await queue.aclose()
+    await database.aclose()
+    ended = {name: await client.ended(job_id) for name, job_id in ids.items()}
+    assert {name: job["status"] for name, job in ended.items()} == {
+        "old": "succeeded",
+        "newer": "dead",
+        "unknown": "dead",
+    }
+    assert "has version 99; this worker reads 1 to" in ended["newer"]["error"]["message"]
+    assert "'divination'" in ended["unknown"]["error"]["message"]
+    again = await client.http.post(f"/v1/jobs/{ids['unknown']}/replay")
+    assert (again.status_code, again.json()["replay_of"]) == (202, ids["unknown"])

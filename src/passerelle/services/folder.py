@@ -9,8 +9,9 @@
 
 `ServiceLoader.prepare` reads everything that changed and never raises: a service that is wrong is told as a problem
 with file, line and key, and the last good one of its name in that file serves on. A file that is gone takes its
-services with it. Of two services that want one id or route, the one that has it keeps it; at the start, the one whose
-file comes first by name. `ServiceHolder.swap` cannot fail.
+services with it; one that is empty does not, for that is how many programs begin to write it. Of two services that want
+one id or route, the one that has it keeps it; at the start, the one whose file comes first by name. `ServiceHolder.swap`
+cannot fail.
 """
 
 from __future__ import annotations
@@ -198,6 +199,9 @@ class ServiceLoader:
             document = read_document(path, self._environ)
         except ConfigurationError as error:
             return _File(state, problems=error.problems)
+        if not document.root.entries and _is_being_written(path, state[0]):
+            message = "the file is empty: delete it if its services are to end"
+            return _File(state, problems=(Problem(Mark(str(path), 1, 1), "", message),))
         self._shaper.problems = list(document.problems)
         services, ids = read_services(document, self._shaper, defaults)
         keys = [problem.key for problem in document.problems]
@@ -377,6 +381,12 @@ def _state_of(path: Path) -> State:
         return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
     except OSError:
         return ()
+
+
+def _is_being_written(path: Path, before: object) -> bool:
+    """Whether a file in which nothing was found is one that was emptied to be written anew."""
+    now = _state_of(path)
+    return now != before or now[2:3] == (0,)
 
 
 def _read_prompt(path: Path, state: State) -> _Prompt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from sqlalchemy import text
+from tests.faults.table import row
 
 from passerelle.domain.principal import Principal
 from passerelle.jobs.events import WINDOW
@@ -36,8 +37,9 @@ async def write(queue: JobQueue, job_id: str, count: int) -> None:
     await queue.settle(Settlement(job_id, 1, JobState.SUCCEEDED))
 
 
+@row("E18")
 async def test_readers_of_10_000_writes_see_each_once(store: JobStore, queue: JobQueue) -> None:
-    """While 10,000 events are written, readers from the start and ones that resume see them all in order (E18)."""
+    """While 10,000 events are written, readers from the start and ones that resume see them all in order."""
     job_id = await started(store, queue)
     writing = asyncio.create_task(write(queue, job_id, 10_000))
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
+from tests.faults.table import row
 from tests.harness.oracles import becomes
 from tests.unit.jobs.conftest import QUICK
 
@@ -190,8 +191,9 @@ async def test_progress_is_coalesced_and_the_last_is_kept(bench: Bench) -> None:
     assert types.count("progress") <= 5
 
 
+@row("E16")
 async def test_an_unknown_kind_is_dead_and_an_old_payload_runs(bench: Bench) -> None:
-    """No worker for it: dead with the reason and how to replay; payloads of older versions run (row E16)."""
+    """No worker for it: dead with the reason and how to replay; payloads of older versions run."""
 
     async def old_and_new(context: JobContext) -> Result:
         return Result(content=f"read version {context.job.payload_version}")
@@ -235,8 +237,9 @@ class Hanging:
             self.ended.set()
 
 
+@row("E9")
 async def test_cancelling_reaches_the_handler(bench: Bench) -> None:
-    """The awaited call is cancelled at once, from this process, and within the watch's interval from another (E9)."""
+    """The awaited call is cancelled at once, from this process, and within the watch's interval from another."""
     for store in (bench.store, None):
         elsewhere = JobQueue(bench.queue.database)
         hanging = Hanging()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.faults.table import row
 
 from passerelle.domain.errors import BadRequest, Conflict, IdempotencyKeyReused, NotFound, PayloadTooLarge, Unavailable
 from passerelle.domain.principal import Principal
@@ -147,8 +148,9 @@ async def test_another_tenants_job_is_as_if_it_were_not_there(
     assert len(await store.results(job_id)) == 1
 
 
+@row("E9")
 async def test_cancelling(store: JobStore, queue: JobQueue) -> None:
-    """Queued: at once. Running: asked, once. Again: the same. Ended otherwise: 409 (faults row E9)."""
+    """Queued: at once. Running: asked, once. Again: the same. Ended otherwise: 409."""
     queued = (await store.submit(NewJob(kind="t"))).id
     assert (await store.cancel(queued)).state is JobState.CANCELLED
     assert (await store.cancel(queued)).state is JobState.CANCELLED

@@ -100,6 +100,22 @@ def test_a_wrong_file_keeps_its_last_good_services_and_no_other_is_touched(folde
     assert (folder.catalog.kept, folder.catalog.problems) == (frozenset(), ())
 
 
+def test_a_file_that_is_written_anew_is_empty_for_a_moment(folder: Folder) -> None:
+    """Its services serve on, and it is told; a file of comments only has no services, and is sound."""
+    folder.prompt("a.txt")
+    path = folder.write("a.yaml", "a: {model: m, description: one}")
+    folder.read()
+    path.write_text("")
+    assert folder.read() == {"a": "one"}
+    assert [problem.message for problem in folder.catalog.problems] == [
+        "the file is empty: delete it if its services are to end"
+    ]
+    path.write_text("a: {model: m, description: two}")
+    assert folder.read() == {"a": "two"}
+    path.write_text("# a: {model: m, description: two}\n")
+    assert (folder.read(), folder.catalog.problems) == ({}, ())
+
+
 def test_a_service_that_was_never_right_is_not_served(folder: Folder) -> None:
     """There is no last good one."""
     folder.write("a.yaml", "a: {model: m}")
