@@ -9,9 +9,9 @@
 
 `ServiceLoader.prepare` reads everything that changed and never raises: a service that is wrong is told as a problem
 with file, line and key, and the last good one of its name in that file serves on. A file that is gone takes its
-services with it; one that is empty does not, for that is how many programs begin to write it. Of two services that want
-one id or route, the one that has it keeps it; at the start, the one whose file comes first by name. `ServiceHolder.swap`
-cannot fail.
+services with it; one that is empty does not, for that is how many programs begin to write it. Of two services that
+want one id or route, the one that has it keeps it; at the start, the one whose file comes first by name.
+`ServiceHolder.swap` cannot fail.
 """
 
 from __future__ import annotations
