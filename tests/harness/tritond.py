@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -64,9 +65,12 @@ class TritonStandIn:
     gone: int = 0
     hold: threading.Event | None = None
     """Once set, models wait for it after their first word."""
+    workers: int = 8
+    every_s: float = 0.0
+    """Between two words."""
 
     def __post_init__(self) -> None:
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(self.workers))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
 
@@ -121,6 +125,8 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         for number, word in enumerate(words):
             if number and self._told.hold is not None:
                 self._told.hold.wait(30)
+            if self._told.every_s:
+                time.sleep(self._told.every_s)
             if not context.is_active():
                 self._told.gone += 1
                 return
