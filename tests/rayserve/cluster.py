@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.triton.server import BuildError, free_ports
+from tests.triton.server import BuildError
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "ray"
@@ -109,7 +110,7 @@ def ray_cluster(
         "PASSERELLE_RAY_API_KEY": key,
         **more,
     }
-    head_port, http_port = free_ports(2)
+    head_port, http_port = _quiet_ports(2)
     address = f"127.0.0.1:{head_port}"
     started: list[subprocess.Popen[bytes]] = []
 
@@ -134,13 +135,17 @@ def ray_cluster(
     try:
         head = ("--head", f"--port={head_port}", "--include-dashboard=false", "--disable-usage-stats")
         node("head", *head, f"--temp-dir={sockets}")
-        _until(lambda: _runs([str(bin_folder / "ray"), "health-check", "--address", address], environ), folder)
+        _until(
+            lambda: _runs(
+                [str(bin_folder / "ray"), "health-check", "--address", address], environ, folder / "health.log"
+            ),
+            folder,
+        )
         node("second", f"--address={address}")
         config = folder / "application.yaml"
         config.write_text(yaml.safe_dump(_on_this_machine(application, http_port)))
         deploy = [str(bin_folder / "serve"), "run", str(config), "--address", address, "--non-blocking"]
-        with (folder / "deploy.log").open("wb") as log:
-            subprocess.run(deploy, env=environ, check=True, timeout=_START_S, stdout=log, stderr=log, cwd=folder)
+        _until(lambda: _runs(deploy, environ, folder / "deploy.log"), folder)
         cluster = RayCluster(f"http://127.0.0.1:{http_port}", key, tuple(each.pid for each in started))
         _until(lambda: _healthy(cluster, health), folder)
         yield cluster
@@ -166,8 +171,22 @@ def _healthy(cluster: RayCluster, path: str) -> bool:
         return False
 
 
-def _runs(command: list[str], environ: Mapping[str, str]) -> bool:
-    return subprocess.run(command, env=environ, capture_output=True, timeout=60).returncode == 0
+def _runs(command: list[str], environ: Mapping[str, str], log: Path) -> bool:
+    """Whether a command succeeds. On a machine that is busy enough Ray's own deadlines pass, and it is tried again."""
+    with log.open("ab") as out:
+        done = subprocess.run(command, env=environ, stdout=out, stderr=out, timeout=_START_S, cwd=log.parent)
+    return done.returncode == 0
+
+
+def _quiet_ports(count: int) -> list[int]:
+    """Returns free ports that no process of Ray takes by chance: between its workers' range and the system's."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def _until(condition: Any, folder: Path) -> None:
