@@ -164,6 +164,7 @@ class _Told:
     def __init__(self, home: Path, specs: Mapping[str, ChildSpec]) -> None:
         folder = home / "run"
         folder.mkdir(mode=0o700, exist_ok=True)
+        _remove_abandoned(folder)
         self.file = ReportFile(folder / f"children-{os.getpid()}.json")
         self._targets = {spec.name: target_id for target_id, spec in specs.items()}
         self._reports: dict[str, ChildReport] = {}
@@ -174,6 +175,18 @@ class _Told:
             logging.getLogger(__name__).info("model server %s (process %d) is ready", state.name, state.pid)
         self._reports[self._targets[state.name]] = report_of(state)
         self.file.write(self._reports)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the reports of gateways that were killed, and could not do it themselves."""
+    for report in folder.glob("children-*.json"):
+        number = report.stem.removeprefix("children-")
+        try:
+            os.kill(int(number), 0)
+        except (ProcessLookupError, ValueError, OverflowError):
+            report.unlink(missing_ok=True)
+        except PermissionError:
+            continue  # somebody else's process: it lives
 
 
 def _child_name(target: Target, specs: Mapping[str, ChildSpec]) -> str:
