@@ -6,7 +6,7 @@ second, forwards and backwards (A B B A), by 32 connections that post again as s
 
     unrecorded   one key, no limits, no prices, no usage rows: not a product, only the bare path without its ledger
     bare         one key, no limits, no prices; usage rows, metrics and request logs as always
-    keys         100,000 keys in the database, of which 2,000 call in turn; no limits, no prices
+    keys         100,000 keys in the database, of which 2,000 (`--callers`) call in turn; no limits, no prices
     full         the same, four limits for each key, calls at once and a budget in money of their organisation, prices
 
 The figure is processor time of the gateway's process over requests: the median of the ratios of turns that follow each
@@ -165,13 +165,13 @@ class Caller(asyncio.Protocol):
 class Gateway:
     """One running gateway, the connections to it, and how often it was asked."""
 
-    def __init__(self, server: Server, tokens: Path, *, limited: bool) -> None:
+    def __init__(self, server: Server, tokens: list[str], *, limited: bool) -> None:
         self.server = server
         self.limited = limited
         self.requests = 0
         self.wrong = b""
         self.callers: list[Caller] = []
-        headers = [{"authorization": f"Bearer {token}"} for token in tokens.read_text().split()]
+        headers = [{"authorization": f"Bearer {token}"} for token in tokens]
         self.keys = len(headers)
         self._messages = itertools.cycle([post(server.port, CHAT, header, chat_body(MODEL)) for header in headers])
         self._open = False
@@ -258,7 +258,7 @@ def in_turn(names: Sequence[str], rounds: int) -> Iterator[str]:
 
 
 @contextmanager
-def standing(work: Path, names: Sequence[str], homes: dict[str, Path]) -> Iterator[dict[str, Gateway]]:
+def standing(work: Path, names: Sequence[str], homes: dict[str, Path], callers: int) -> Iterator[dict[str, Gateway]]:
     """Starts an upstream and the gateways, and stops them all."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
@@ -269,7 +269,8 @@ def standing(work: Path, names: Sequence[str], homes: dict[str, Path]) -> Iterat
         for name in names:
             core = cores[0] if len(cores) > 1 else None
             server = start_gateway(work, name, upstream.server.port, homes[name], core)
-            started[name] = Gateway(server, homes[name] / "tokens", limited=name in LIMITED)
+            tokens = (homes[name] / "tokens").read_text().split()[:callers]
+            started[name] = Gateway(server, tokens, limited=name in LIMITED)
         yield started
     finally:
         for gateway in started.values():
@@ -284,7 +285,7 @@ async def compare(given: argparse.Namespace, folder: Path) -> None:
     for name in names:
         await prepare(homes[name], name, given.limits_a_key)
     seen = {name: Seen() for name in names}
-    with standing(folder, names, homes) as gateways:
+    with standing(folder, names, homes, given.callers) as gateways:
         for gateway in gateways.values():
             await gateway.connect(given.connections)
             while gateway.requests < 2 * gateway.keys:  # each is looked up once in the database, and then known
@@ -396,6 +397,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one turn")
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--callers", type=int, default=CALLERS, help="keys that call, of the 100,000")
     parser.add_argument("--limits-a-key", type=int, default=len(EACH_KEY), choices=range(1, len(EACH_KEY) + 1))
     parser.add_argument("--measure", choices=OWN_CODE, help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
