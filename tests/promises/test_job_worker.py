@@ -30,6 +30,7 @@ def broker(tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.timeout(240)  # what it waits for below comes to two minutes at most
 @pytest.mark.parametrize("engine", ["local", "celery"])
 async def test_it_runs_jobs_until_told_to_stop(tmp_path: Path, broker: str, engine: str) -> None:
     """A worker takes a job that was there before it, says why it cannot run its kind, and ends with 0 at SIGTERM."""
@@ -54,10 +55,10 @@ async def test_it_runs_jobs_until_told_to_stop(tmp_path: Path, broker: str, engi
         job = await store.get(job_id)
         assert job.state is JobState.DEAD and job.error is not None and job.error.code == "unknown_kind"
         worker.send_signal(signal.SIGTERM)
-        out, said = await asyncio.to_thread(worker.communicate, timeout=30)
+        assert await becomes(lambda: worker.poll() is not None, 60)
     finally:
         worker.kill()
-        worker.wait()
+        out, said = await asyncio.to_thread(worker.communicate)
     assert worker.returncode == 0, said
     assert out.startswith("Passerelle runs jobs")
     assert "Traceback" not in said
