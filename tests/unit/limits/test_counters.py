@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from passerelle.domain.client import spelled_out
 from passerelle.limits.board import BoardCounters, LimitBoard
 from passerelle.limits.book import Plan
 from passerelle.limits.counters import Hold, LocalCounters, Used
@@ -266,3 +267,31 @@ def test_a_plan_that_is_refused_has_taken_nothing() -> None:
     assert plan.rules[refused] is TOKENS
     used = dict(zip(plan.rules, (cell.most - cell.left for cell in plan.cells), strict=True))
     assert used == {REQUESTS: 2, TOKENS: 40, CONCURRENT: 2}
+
+
+def test_a_limit_that_gets_another_value_goes_on_counting() -> None:
+    """What was used, and what calls under way hold, stays when the limit is raised, lowered or made soft."""
+    counters, calendar = MemoryCounters(), Calendar(lambda: 1e9)
+    second = calendar.second()
+    taken = counters.take_plan(Plan.of([TOKENS]), second.starts, 30, 0)
+    assert isinstance(taken, tuple)
+    for value, hard, passes in ((35, True, False), (60, True, True), (1, False, True)):
+        result = counters.take_plan(Plan.of([replace(TOKENS, value=value, hard=hard)]), second.starts, 10, 0)
+        assert isinstance(result, tuple) is passes
+        if isinstance(result, tuple):
+            counters.settle_plan(result[0], 1, 0, 0)
+        assert counters.used(TOKENS, second.windows) == Used(0, 30)
+    counters.settle_plan(taken[0], 1, 12, 0)
+    assert counters.used(TOKENS, second.windows) == Used(12, 0)
+
+
+def test_headers_in_one_block_are_spelled_out_for_who_wants_pairs() -> None:
+    """Lines that were rendered in one become the same pairs again, between those that are pairs already."""
+    block = b"x-ratelimit-limit-tokens: 9\r\nx-ratelimit-reset-tokens: 1m0s\r\n"
+    found = spelled_out([(b"a", b"1"), (b"", block), (b"b", b"2: 3")])
+    assert found == [
+        (b"a", b"1"),
+        (b"x-ratelimit-limit-tokens", b"9"),
+        (b"x-ratelimit-reset-tokens", b"1m0s"),
+        (b"b", b"2: 3"),
+    ]
