@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -31,6 +32,19 @@ from passerelle.storage.migrations import upgrade
 from passerelle.worker import Assignment, run
 
 _CHILD_GRACE_S = 3.0
+_OTHER_DESCRIPTORS = 500
+"""Files of the database, pipes and libraries, beside a connection of a caller and one to a model server for each."""
+
+
+def want_descriptors(count: int) -> None:
+    """Lets this process and its workers open ``count`` files, as far as the hard limit of the system allows.
+
+    The soft limit is 1,024 in most shells, for the sake of old programs; a thousand websockets are more.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class HomeUnusable(Exception):
@@ -55,6 +69,7 @@ class Launch:
         settings = self.configuration.settings
         os.umask(0o077)  # database, models and sockets are this user's, whatever the home's own mode
         prepare_home(settings.home)
+        want_descriptors(2 * settings.server.max_connections + _OTHER_DESCRIPTORS)
         listener = bind(settings.server.host, settings.server.port)
         try:
             specs = self._child_specs()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,26 +48,15 @@ async def test_a_flood_costs_its_sender(world: World) -> None:
     assert {answer.status for answer in flooded.answers} <= {200, 503}
 
 
-@contextmanager
-def at_most(kind: int, limit: int) -> Iterator[None]:
-    """Lowers a soft limit that children inherit."""
-    soft, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, (soft, hard))
-
-
 @row("J3")
 async def test_few_descriptors(tmp_path: Path) -> None:
     """With 128 descriptors and 300 callers at the door it refuses some, dies never, and serves again afterwards."""
     async with Upstream() as upstream:
         config = {**SETTINGS, "models": [{"name": "m", "targets": [{"url": upstream.url}]}]}
         process = GatewayProcess(tmp_path / "home", config)
-        with at_most(resource.RLIMIT_NOFILE, 128):
-            await asyncio.to_thread(process.start)
+        await asyncio.to_thread(process.start)
         try:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (128, 128))
             caller = Caller(process.port, process.key, Tape())
             assert (await caller.chat("m")).status == 200
             crowd: list[Conversation] = []

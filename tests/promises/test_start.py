@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -188,3 +190,16 @@ def test_quick_and_small(tmp_path: Path) -> None:
     noise = max(1.0, sorted(baseline)[1] / 0.15)
     assert sorted(times)[1] < READY_S * noise * 1.2, (times, baseline)
     assert sorted(sizes)[1] < IDLE_RSS_BYTES, sizes
+
+
+def test_it_takes_the_descriptors_that_it_may(tmp_path: Path) -> None:
+    """Started with the low soft limit of a shell it may open as many files as its connections want, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        gateway = GatewayProcess(tmp_path / "home", {"models": [], "server": {"max_connections": 100}}).start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(gateway.stop)
+        assert resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE) == (700, hard)
