@@ -8,7 +8,8 @@ from passerelle.faces.openai.fields import CONSUME, DROP, FORWARD, REFUSE, refus
 
 def test_every_operation_has_a_table_and_no_field_has_two_fates() -> None:
     """A field is forwarded, consumed, dropped or refused."""
-    assert FORWARD.keys() == set(Operation) - {Operation.RERANK, Operation.SCORE}  # a face of its own makes those
+    of_other_faces = {Operation.RERANK, Operation.SCORE, *MEDIA}
+    assert FORWARD.keys() == set(Operation) - of_other_faces
     for forward in FORWARD.values():
         fates = [forward, CONSUME, DROP, REFUSE.keys()]
         assert sum(map(len, fates)) == len(frozenset[str]().union(*fates))
