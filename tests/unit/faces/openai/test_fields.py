@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passerelle.domain.request import Operation, dropped_header
+from passerelle.domain.request import MEDIA, Operation, dropped_header
 from passerelle.faces.openai.fields import CONSUME, DROP, FORWARD, REFUSE, refusal
 
 
