@@ -42,18 +42,12 @@ class Health(msgspec.Struct, forbid_unknown_fields=True):
     status: Literal["ok"]
 
 
-class ReadyModel(msgspec.Struct, forbid_unknown_fields=True):
-    """A model and its targets: target id -> ``state: why``."""
-
-    ready: bool
-    targets: dict[str, str]
-
-
 class Readiness(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether requests should be sent here, and how each model is."""
+    """Whether requests should be sent here, and how many of the models can answer; which, says `/admin/router`."""
 
     status: Literal["ready", "starting", "draining"]
-    models: dict[str, ReadyModel]
+    models: int
+    ready_models: int
 
 
 class Version(msgspec.Struct, forbid_unknown_fields=True):

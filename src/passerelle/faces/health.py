@@ -48,35 +48,33 @@ class HealthFace:
         """Readiness: the models of this machine were loaded once, and at least one model can serve now; else 503.
 
         Servers elsewhere are not waited for: one that is away must not take the others out of use. What any worker has
-        seen ready counts for all of them, so that one that was restarted does not say otherwise.
+        seen ready counts for all of them, so that one that was restarted does not say otherwise. Whoever reaches the
+        port may ask, so no name of a model, target or server is told.
         """
-        models = {name: self._model(name) for name in self._catalog.current.models}
-        serving = [model for model in models.values() if model["ready"]]
-        if not self._was_ready and all(models[name]["ready"] for name in self._loaded_here()):
+        models = self._catalog.current.models
+        serving = sum(map(self.is_ready, models))
+        if not self._was_ready and all(map(self.is_ready, self._loaded_here())):
             self._was_ready = True
             if self._seat is not None:
                 self._seat.note_ready()
         elif not self._was_ready and self._seat is not None:
             self._was_ready = self._seat.was_ready
-        ready = self._was_ready and (bool(serving) or not models) and not self._draining()
+        ready = self._was_ready and (serving > 0 or not models) and not self._draining()
         why = "draining" if self._draining() else ("ready" if ready else "starting")
-        await respond_json(context, {"status": why, "models": models}, status=200 if ready else 503)
+        told = {"status": why, "models": len(models), "ready_models": serving}
+        await respond_json(context, told, status=200 if ready else 503)
 
     def is_ready(self, model: str) -> bool:
         """Whether a server of this model was seen ready and is not down."""
-        return bool(self._model(model)["ready"])
+        pool = self._fleet.pool(model)
+        return pool is not None and any(
+            self._seen_ready(state) and state.health.state is not HealthState.DOWN for state in pool.members
+        )
 
     def _loaded_here(self) -> list[str]:
         """The models that run on this machine."""
         models = self._catalog.current.models.values()
         return [model.name for model in models if any(self._is_managed(target) for target in model.targets)]
-
-    def _model(self, name: str) -> dict[str, object]:
-        pool = self._fleet.pool(name)
-        states = pool.members if pool is not None else ()
-        up = [s for s in states if self._seen_ready(s) and s.health.state is not HealthState.DOWN]
-        targets = {state.id: f"{state.health.state}: {state.health.why}" for state in states}
-        return {"ready": bool(up), "targets": targets}
 
     def _seen_ready(self, state: TargetState) -> bool:
         return state.id in self._prober.seen_ready or (state.cell is not None and state.cell.seen_ready)
