@@ -1,7 +1,8 @@
 """Group commit: the writes that wait while a transaction commits go together in the next one.
 
-Nothing waits for company: a lone write commits at once. Under load the cost of a transaction (its statements' way to
-the driver's thread and back, the sync to disk) is shared by all that gathered meanwhile.
+Nothing waits for company: a lone write commits at once, but for a few turns of the event loop in which those come along
+who were answered by the last transaction, or hear that something is coming. Under load the cost of a transaction (its
+statements' way to the driver's thread and back, the sync to disk) is shared by all that gathered meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from passerelle.storage.engine import Database, StorageError, StorageRejected, S
 MAX_BATCH = 256
 """Writes in one transaction at most: others wait for its locks meanwhile."""
 MAX_WAITING = 20_000
+_TURNS = 4
+"""Of the event loop: as many as a runner needs from hearing of a job to asking for it."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -70,6 +73,8 @@ class GroupCommit:
     async def _drain(self) -> None:
         try:
             while self._waiting:
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 await self._commit(batch)
         finally:

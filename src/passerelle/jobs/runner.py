@@ -62,6 +62,7 @@ class LocalRunner:
         self._woken: asyncio.Future[None] | None = None
         self._jobs: set[asyncio.Task[JobState | None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        queue.signals.on_coming(self._wake)
         queue.signals.on_queued(self._wake)
 
     @property
@@ -156,7 +157,8 @@ class LocalRunner:
 
     async def _look(self) -> None:
         try:
-            self._may_be_more = await self._queue.has_due()
+            due = await self._queue.has_due()
+            self._may_be_more = self._may_be_more or due  # it may have been told of one that was not there yet
         except StorageError as error:
             _log.warning("jobs could not be looked for: %s", error.message)
 

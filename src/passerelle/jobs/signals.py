@@ -29,19 +29,25 @@ _NOTIFY = select(func.pg_notify(CHANNEL, bindparam("note", type_=Text)))
 class Signals:
     """Tells listeners in this process, and through PostgreSQL those in others.
 
-    ``on_queued(ids)`` there may be something to claim, and these are some of it; ``on_events(ids)`` these jobs have
-    new events; ``on_cancel(id)`` somebody asked a running job to stop.
+    ``on_coming()`` something to claim is about to be committed in this process: who claims now gets it in the same
+    transaction. ``on_queued(ids)`` there may be something to claim, and these are some of it; ``on_events(ids)`` these
+    jobs have new events; ``on_cancel(id)`` somebody asked a running job to stop.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._from = os.urandom(6).hex()
+        self._coming: list[Callable[[], None]] = []
         self._queued: list[Callable[[Collection[str]], None]] = []
         self._events: list[Callable[[Iterable[str]], None]] = []
         self._cancel: list[Callable[[str], None]] = []
         self._task: asyncio.Task[None] | None = None
         self.across_processes = False
         """Whether other processes' signals arrive here now."""
+
+    def on_coming(self, listener: Callable[[], None]) -> None:
+        """Adds a listener."""
+        self._coming.append(listener)
 
     def on_queued(self, listener: Callable[[Collection[str]], None]) -> None:
         """Adds a listener."""
@@ -54,6 +60,11 @@ class Signals:
     def on_cancel(self, listener: Callable[[str], None]) -> None:
         """Adds a listener."""
         self._cancel.append(listener)
+
+    def tell_coming(self) -> None:
+        """Says that there will be something to claim."""
+        for listener in self._coming:
+            listener()
 
     def tell_queued(self, job_ids: Collection[str] = (), delay_ms: int = 0) -> None:
         """Says that there may be something to claim, after ``delay_ms`` milliseconds."""

@@ -117,6 +117,8 @@ class Writes:
 
     async def submit(self, submission: Submission) -> Accepted:
         """Returns the accepted job. Raises IdempotencyKeyReused when its key came with another request before."""
+        if submission.values["delay_ms"] <= 0:
+            self._signals.tell_coming()
         return await self._commit.run(self._submits, submission)
 
     async def claim(self, request: ClaimRequest) -> list[Claim]:
