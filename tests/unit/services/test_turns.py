@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -211,3 +212,22 @@ async def test_too_small_a_budget_is_refused() -> None:
     """Below sixteen tokens a single character need not fit."""
     with pytest.raises(ValueError, match="16 tokens"):
         await split_long(Turns(""), WORDS, MIN_TURN_TOKENS - 1)
+
+
+async def test_a_line_as_long_as_a_book_is_cut_piece_by_piece() -> None:
+    """No counted text is long, parts end with sentences, carry who speaks, are numbered on, and nothing is lost."""
+    said = " ".join(f"This is sentence number {number} of it." for number in range(8_000))
+    text = f"[00:01:02] Bob: {said}"
+    longest = 0
+
+    async def count(texts: Sequence[str]) -> Sequence[int]:
+        nonlocal longest
+        longest = max(longest, *map(len, texts))
+        return await WORDS(texts)
+
+    turns = await split_turns(text, count, max_tokens=120, language="en")
+    assert longest < 2_000 < len(text)
+    assert "".join(text[turn.start : turn.end] for turn in turns) == text
+    assert [turn.part for turn in turns] == list(range(len(turns)))
+    assert {turn.label for turn in turns[1:]} == {"Bob: "}
+    assert all(turn.text.endswith(".") and turn.tokens <= 120 for turn in turns)
