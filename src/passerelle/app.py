@@ -29,6 +29,7 @@ from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.application import AsgiApplication
 from passerelle.edge.dispatch import Dispatcher, RouteTable
 from passerelle.edge.exchange import credentials
+from passerelle.edge.origins import TrustedOrigins
 from passerelle.edge.protocol import DirectPath, EdgeLimits
 from passerelle.engines.base import Engine
 from passerelle.engines.gpt4all import gpt4all_engine
@@ -305,7 +306,7 @@ class Passerelle:
         """Every dialect and every page of the API."""
         library = PromptLibrary(self.database)
         references = PromptReferences(library)
-        presence, origins = Presence(), Origins(settings.server.trusted_origins)
+        presence, origins = Presence(), Origins(TrustedOrigins(settings.server.trusted_origins))
         self.authenticator.on_revoked(presence.end)
         self.people.on_ended(presence.end)
         store_of, extractor = stores(self.jobs, nobody=NOBODY.key_id), Extractor()
@@ -386,6 +387,7 @@ class Passerelle:
             now=time.monotonic,
             trusted_hosts=frozenset(host.lower() for host in settings.server.trusted_hosts),
             trusted_proxies=tuple(ip_network(network, strict=False) for network in settings.server.trusted_proxies),
+            trusted_origins=TrustedOrigins(settings.server.trusted_origins),
             identify_session=self.people.browser.identify,
             translate=translate,
         )

@@ -100,7 +100,10 @@ class ServerSection(Section, frozen=True, kw_only=True):
             ],
             ...,
         ],
-        Meta(description="Other origins whose pages may open websockets; `*` for any: for a private network only."),
+        Meta(
+            description="Other origins whose pages may read answers (CORS) and open websockets; "
+            "`*` for any: for a private network only."
+        ),
     ] = ()
     name: Annotated[
         str, Meta(min_length=1, max_length=200, description="What the API calls itself in its description.")

@@ -28,6 +28,8 @@ class AsgiClient:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.gone = False
         self.started = False
+        self.added: Headers = []
+        """Headers of the answer beside those it is given."""
         self._receive = receive
         self._send = send
         self._gone_callback: Callable[[], object] | None = None
@@ -55,14 +57,15 @@ class AsgiClient:
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         self.started = True
-        headers = [*spelled_out(headers), (b"content-length", str(len(body)).encode())]
+        headers = [*spelled_out(headers), *self.added, (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         self._complete = True
         await self._send({"type": "http.response.body", "body": body})
 
     def begin(self, status: int, headers: Headers) -> None:
         self.started = True
-        start = {"type": "http.response.start", "status": status, "headers": spelled_out(headers)}
+        headers = [*spelled_out(headers), *self.added]
+        start = {"type": "http.response.start", "status": status, "headers": headers}
         self._writer = asyncio.ensure_future(self._write_out(start))
 
     def write(self, data: bytes) -> None:
@@ -147,6 +150,9 @@ class AsgiExchange:
         self.client = self.asgi_client
         self._receive = receive
         self._max_body_bytes = max_body_bytes
+
+    def add_headers(self, headers: Headers) -> None:
+        self.asgi_client.added = headers
 
     async def body(self) -> bytes:
         return b"".join([piece async for piece in self.pieces(self._max_body_bytes)])

@@ -15,6 +15,7 @@ from passerelle.domain.ids import IdSequence, is_request_id
 from passerelle.domain.principal import Network, Principal, Scope
 from passerelle.edge.address import caller_address
 from passerelle.edge.exchange import ClientGone, Exchange, header
+from passerelle.edge.origins import TrustedOrigins, is_preflight, preflight
 from passerelle.edge.socket import WEBSOCKET
 
 logger = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ class Dispatcher:
         now: Callable[[], float],
         trusted_hosts: frozenset[str] = frozenset(),
         trusted_proxies: tuple[Network, ...] = (),
+        trusted_origins: TrustedOrigins | None = None,
         identify_session: IdentifySession = lambda exchange: None,
         translate: Callable[[Exception], PasserelleError | None] = lambda error: None,
     ) -> None:
@@ -163,6 +165,7 @@ class Dispatcher:
         self._now = now
         self._trusted_hosts = trusted_hosts
         self._trusted_proxies = trusted_proxies
+        self._trusted_origins = trusted_origins or None  # None is cheaper to ask than an empty list
         self._request_ids = IdSequence("req")
 
     async def __call__(self, exchange: Exchange) -> None:
@@ -171,6 +174,13 @@ class Dispatcher:
         context = Context(exchange, request_id, None, 0.0, {}, self._trusted_proxies, self._render_error)
         try:
             check_host(exchange.headers, self._trusted_hosts)
+            if self._trusted_origins is not None:
+                permission = self._trusted_origins.permission(exchange.headers)
+                if permission:
+                    exchange.add_headers(permission)
+                    if is_preflight(exchange.method, exchange.headers):
+                        await exchange.client.respond(200, preflight(exchange.headers), b"")
+                        return
             route, context.parameters = self.table.match(exchange.method, exchange.path)
             if route.render_error is not None:
                 context.render_error = route.render_error

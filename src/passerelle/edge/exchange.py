@@ -27,6 +27,9 @@ class Exchange(Protocol):
     def client(self) -> Client:
         """Who waits for the answer."""
 
+    def add_headers(self, headers: Headers) -> None:
+        """Adds headers to the answer, whichever it will be."""
+
     async def body(self) -> bytes:
         """Returns the whole request body.
 

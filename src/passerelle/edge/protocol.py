@@ -98,6 +98,7 @@ class DirectExchange:
     """One request of the data plane: an `Exchange` and its `Client` in one object."""
 
     __slots__ = (
+        "_added",
         "_body",
         "_body_waiter",
         "_complete",
@@ -144,6 +145,7 @@ class DirectExchange:
         self.gone = False
         self.started = False
         self.chunked = chunked
+        self._added: Headers | None = None
         self._protocol = protocol
         self._keep_alive = keep_alive
         self._encoded = encoded
@@ -242,6 +244,9 @@ class DirectExchange:
         if self.gone:
             callback()
 
+    def add_headers(self, headers: Headers) -> None:
+        self._added = headers
+
     def on_flow(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self._pause, self._resume = pause, resume
         if self._protocol.flow.write_paused:
@@ -282,6 +287,8 @@ class DirectExchange:
 
     def _head(self, status: int, headers: Headers) -> bytes:
         head = [_STATUS_LINES[status], self._protocol.common_head()]
+        if self._added is not None:
+            headers = [*headers, *self._added]
         for name, value in headers:
             if not name:
                 head.append(value)

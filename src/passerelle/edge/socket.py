@@ -130,6 +130,9 @@ class SocketExchange:
         can_answer = "websocket.http.response" in (scope.get("extensions") or {})
         self.client = _Refusal(self.socket, send, can_answer=can_answer)
 
+    def add_headers(self, headers: Headers) -> None:
+        """Adds nothing: no page reads the answer to a handshake."""
+
     async def body(self) -> bytes:
         """A handshake has none."""
         return b""

@@ -17,6 +17,7 @@ from passerelle.domain.errors import BadRequest, Forbidden
 from passerelle.domain.principal import Principal
 from passerelle.edge.dispatch import Context
 from passerelle.edge.exchange import header
+from passerelle.edge.origins import TrustedOrigins
 from passerelle.edge.socket import Socket, SocketClosed, SocketExchange
 
 KEY_ENDED = 4401
@@ -56,17 +57,17 @@ class Presence:
 class Origins:
     """Which pages of browsers may open websockets: those of this very host, and ``trusted`` ones (``*`` for any)."""
 
-    def __init__(self, trusted: tuple[str, ...] = ()) -> None:
-        self._trusted = frozenset(origin.lower().rstrip("/") for origin in trusted)
+    def __init__(self, trusted: TrustedOrigins) -> None:
+        self._trusted = trusted
 
     def check(self, context: Context) -> None:
         """Raises Forbidden for a page of another origin; who sends no Origin is no browser."""
         origin = header(context.exchange.headers, b"origin")
-        if origin is None or "*" in self._trusted:
+        if origin is None or origin in self._trusted:
             return
         text = origin.decode("latin-1").lower()
         host = (header(context.exchange.headers, b"host") or b"").decode("latin-1").lower()
-        if text in self._trusted or (host and urlsplit(text).netloc == host):
+        if host and urlsplit(text).netloc == host:
             return
         raise Forbidden(
             "Pages of this origin may not open websockets here; an operator may allow it in `server.trusted_origins`.",

@@ -12,6 +12,7 @@ import pytest
 
 from passerelle.domain.principal import Principal, Scope
 from passerelle.edge.dispatch import Context
+from passerelle.edge.origins import TrustedOrigins
 from passerelle.edge.socket import SocketExchange
 from passerelle.faces.jobs.access import stores
 from passerelle.faces.jobs.backlog import COALESCED_FROM
@@ -73,8 +74,8 @@ class World:
 
         self.tickets = Tickets(Secrets(queue.database), IdempotentAnswers(queue.database), holder)
         store_of = stores(queue, nobody="nobody")
-        self.following = FollowingFace(queue, store_of, self.tickets, self.presence, Origins())
-        self.linto = LintoSockets(queue, store_of, self.presence, Origins(), interval_s=60.0)
+        self.following = FollowingFace(queue, store_of, self.tickets, self.presence, Origins(TrustedOrigins()))
+        self.linto = LintoSockets(queue, store_of, self.presence, Origins(TrustedOrigins()), interval_s=60.0)
 
     async def begin(self) -> str:
         """Returns the id of a running job."""
