@@ -108,6 +108,16 @@ class TargetSection(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    responses: (
+        Annotated[
+            bool,
+            Meta(
+                description="`openai`: the server has `/v1/responses`, and gets such requests as they are; else they "
+                "become chats."
+            ),
+        ]
+        | None
+    ) = None
     slots: Annotated[int, Meta(ge=1, le=256, description="`llamacpp`: requests decoded together.")] | None = None
     context: (
         Annotated[
@@ -256,7 +266,7 @@ _VLLM = frozenset(
 
 ENGINES: Mapping[str, EngineRule] = MappingProxyType(
     {
-        "openai": EngineRule(_HTTP, frozenset({"ca_file"}), frozenset(ModelKind)),
+        "openai": EngineRule(_HTTP, frozenset({"ca_file", "responses"}), frozenset(ModelKind)),
         "tgi": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),
         "triton": EngineRule(("grpc", "grpcs"), frozenset({"chat_template"}), frozenset({ModelKind.CHAT})),
         "vllm-legacy": EngineRule(_HTTP, frozenset({"ca_file", "chat_template"}), frozenset({ModelKind.CHAT})),

@@ -70,6 +70,8 @@ class Request:
     """How many pictures its messages hold."""
     remote_pictures: tuple[tuple[str, str], ...] = ()
     """Pictures that are not here yet, as (name of the field, address): no model server sees the request with these."""
+    responses: dict[str, msgspec.Raw] | None = None
+    """The same chat in the form of OpenAI's Responses, for targets that answer in that form; None: in none of them."""
     upload: Upload | None = None
     """The file of a request that is sent as a form; ``fields`` are the form's others then."""
 
@@ -86,6 +88,15 @@ class Request:
         if not changes:
             return self.body
         return msgspec.json.encode(self.fields | changes)
+
+    def render_responses(self, model: str) -> bytes:
+        """Returns the body in Responses' form for a target that calls the model ``model``."""
+        assert self.responses is not None
+        changes = {"model": msgspec.Raw(msgspec.json.encode(model))}
+        for name in ("max_tokens", "max_completion_tokens"):
+            if name in self.changes:
+                changes["max_output_tokens"] = self.changes[name]
+        return msgspec.json.encode(self.responses | changes)
 
     def render_form(self, model: str, boundary: bytes) -> bytes:
         """Returns the form (RFC 7578) of a request with an upload, for a target that calls the model ``model``."""

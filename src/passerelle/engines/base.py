@@ -74,6 +74,10 @@ class Reply(Protocol):
     connect_s: float
 
     @property
+    def in_responses(self) -> bool:
+        """The answer has the form of OpenAI's Responses, as the request allowed: not that of a chat."""
+
+    @property
     def pieces(self) -> int:
         """How many pieces of text a translated answer came in so far; 0 where the server's own bytes pass."""
 

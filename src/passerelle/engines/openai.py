@@ -167,9 +167,14 @@ class OpenAIEngine:
             self._refuse_ignored(request, target)
         if request.operation in MEDIA:
             return await self._send_media(request, target, path, request_id, timeout_s)
-        body = request.render(target.model, include_usage=True)
-        chat = request.operation is Operation.CHAT
-        answer = await self._post(target, target.url, path, body, request_id, timeout_s, optional=not chat)
+        in_responses = request.responses is not None and target.options.get("responses") is True
+        if in_responses:
+            path, body = "/responses", request.render_responses(target.model)
+        else:
+            body = request.render(target.model, include_usage=True)
+        optional = in_responses or request.operation is not Operation.CHAT
+        answer = await self._post(target, target.url, path, body, request_id, timeout_s, optional=optional)
+        answer.in_responses = in_responses
         content_type = answer.content_type.lower()
         if request.stream:
             if not content_type.startswith(b"text/event-stream"):

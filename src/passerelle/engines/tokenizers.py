@@ -53,6 +53,11 @@ class Document:
         self.connect_s = 0.0
 
     @property
+    def in_responses(self) -> bool:
+        """Never: it is a chat, or none."""
+        return False
+
+    @property
     def pieces(self) -> int:
         """It holds no text of a model."""
         return 0

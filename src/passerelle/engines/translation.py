@@ -46,6 +46,11 @@ class TranslatedReply:
         self.connect_s = answer.connect_s
 
     @property
+    def in_responses(self) -> bool:
+        """Never: it is a chat, or none."""
+        return False
+
+    @property
     def pieces(self) -> int:
         """As `Reply.pieces`."""
         return self._reader.pieces

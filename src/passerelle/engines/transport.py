@@ -93,6 +93,7 @@ class Answer:
         "_waiter",
         "connect_s",
         "content_type",
+        "in_responses",
         "location",
         "retry_after",
         "stale",
@@ -115,6 +116,7 @@ class Answer:
         self.retry_after: bytes | None = None
         self.location: bytes | None = None
         self.connect_s = connect_s
+        self.in_responses = False
         self.stale = False
 
     # What a caller does.

@@ -344,6 +344,11 @@ class _TritonReply:
         self.connect_s = 0.0
 
     @property
+    def in_responses(self) -> bool:
+        """Never: it is a chat, or none."""
+        return False
+
+    @property
     def pieces(self) -> int:
         """As `Reply.pieces`."""
         return self._reader.pieces

@@ -34,6 +34,7 @@ from passerelle.engines.base import Engine, EngineBroke, EngineError, EngineRefu
 from passerelle.gateway.call import Call
 from passerelle.gateway.policies.base import RoutingHint
 from passerelle.gateway.relay import StreamRelay, read_document
+from passerelle.gateway.relayed_responses import ResponseRelay, read_response
 from passerelle.gateway.retry import RetryBudget, RetryRules, backoff_s
 from passerelle.gateway.shadow import Shadows
 from passerelle.gateway.targets import Flight, Pool, TargetState
@@ -124,7 +125,8 @@ class Attempts:
             if request.stream:
                 await self._stream(call, reply, client, flight, began, started)
             else:
-                body = await read_document(call, reply)
+                read = read_response if _in_responses(call, reply) else read_document
+                body = await read(call, reply)
                 self._first_byte(call, flight, began, started)
                 flight.succeeded()
                 call.status = reply.status
@@ -146,7 +148,7 @@ class Attempts:
             if not client.started:  # waiting in the queue may have begun the answer already
                 client.begin(reply.status, call.answer_headers(reply.content_type))
 
-        relay = StreamRelay(call, reply, client, begin)
+        relay = (ResponseRelay if _in_responses(call, reply) else StreamRelay)(call, reply, client, begin)
         try:
             await relay.run()
         except EngineBroke as error:
@@ -174,6 +176,10 @@ class Attempts:
         if budget is None:
             budget = self._budgets[model] = RetryBudget(self._rules)
         return budget
+
+
+def _in_responses(call: Call, reply: Reply) -> bool:
+    return call.request.responses is not None and reply.in_responses
 
 
 def _hint(call: Call) -> RoutingHint:

@@ -187,6 +187,7 @@ class Gateway:
                 code="invalid_image_url",
             )
         await self._fetch_pictures(call.request, call.principal.key_id)
+        call.request.responses = None  # its pictures are still elsewhere
 
     async def _settle_durably(self, call: Call) -> None:
         """Settles a call whose answer is about to end. Raises Unavailable when its row cannot be kept."""

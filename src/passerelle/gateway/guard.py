@@ -56,6 +56,8 @@ class Guard:
         Returns what guards the answer, None when nothing does. Raises ContentBlocked.
         """
         chosen = guardrails.of(call.principal, model.name, call.service)
+        if chosen:
+            call.request.responses = None  # they read and write chats
         before = tuple(one for one in chosen if Stage.BEFORE in one.rule.stages)
         if before:
             await self._review(before, call, model)

@@ -227,7 +227,7 @@ def test_a_target_url_is_kept_as_written(tmp_path: Path, url: str, kept: str) ->
         ),
         (
             "models:\n- {name: a, targets: [{url: 'http://h', slots: 3}]}",
-            "2:48: models[0].targets[0].slots: the engine 'openai' has no such key (accepted: ca_file)",
+            "2:48: models[0].targets[0].slots: the engine 'openai' has no such key (accepted: ca_file, responses)",
         ),
         (
             "models:\n- {name: a, targets: [{url: 'https://h', ca_file: nope.pem}]}",

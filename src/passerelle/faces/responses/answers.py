@@ -14,6 +14,12 @@ import msgspec
 
 from passerelle.faces.responses.items import Item, new_item_id
 
+_OURS = (
+    *("background", "created_at", "id", "instructions", "metadata", "model", "object", "previous_response_id"),
+    *("prompt_cache_key", "safety_identifier", "store", "user"),
+)
+"""What a server's own answer does not decide."""
+_COUNTED = ("type", "sequence_number")
 _TEXT = "text"
 _THOUGHT = "reasoning"
 
@@ -39,6 +45,9 @@ class ResponseRendering:
 
     def document(self, answer: dict[str, Any]) -> bytes:
         """Returns the response."""
+        if answer.get("object") == "response":
+            self._adopt(answer)
+            return msgspec.json.encode(self.answer)
         choice = answer["choices"][0]
         message = choice["message"]
         output: list[Item] = self.answer["output"]
@@ -67,7 +76,9 @@ class ResponseRendering:
         return b": " + text + b"\n\n"
 
     def event(self, event: dict[str, Any]) -> bytes:
-        """Returns the events that one chunk makes."""
+        """Returns the events that one chunk makes; an event of a server that has Responses itself, with our names."""
+        if "type" in event:
+            return self._passed(event)
         out = self._begin()
         if event.get("error"):
             error = event["error"]
@@ -88,6 +99,31 @@ class ResponseRendering:
         self._conclude(None)
         self.last = self._event(f"response.{self.answer['status']}", {"response": self.answer})
         return out
+
+    # Answers of servers that have Responses themselves
+
+    def _passed(self, event: dict[str, Any]) -> bytes:
+        self._begun = True
+        self._number = event.get("sequence_number", self._number)
+        kind, fields = event["type"], {name: value for name, value in event.items() if name not in _COUNTED}
+        if "response" in event:
+            self._adopt(event["response"])
+            fields["response"] = self.answer
+        told = self._event(kind, fields)
+        if kind in ("response.completed", "response.incomplete"):
+            self.last = told
+            return b""
+        return told
+
+    def _adopt(self, answer: dict[str, Any]) -> None:
+        """Takes a server's answer; its name, what was asked for and who keeps it stay ours."""
+        for item in answer.get("output") or ():
+            if item.get("type") != "function_call":
+                item["content"] = item.get("content") or []
+                for part in item["content"]:
+                    if part.get("type") == "output_text":
+                        part |= {"annotations": part.get("annotations") or [], "logprobs": part.get("logprobs") or []}
+        self.answer = answer | {name: self.answer[name] for name in _OURS}
 
     # Answers that are made in the background
 

@@ -22,7 +22,7 @@ from passerelle.faces.prompts.references import PromptReferences
 from passerelle.faces.responses import background
 from passerelle.faces.responses.answers import ResponseRendering
 from passerelle.faces.responses.items import Item, text_of
-from passerelle.faces.responses.requests import Asked, chat_request, draft, parse
+from passerelle.faces.responses.requests import Asked, as_given, chat_request, draft, parse
 from passerelle.faces.services.intake import check_size
 from passerelle.faces.translated import TranslatingClient, typed
 from passerelle.jobs.events import JobEvents
@@ -79,6 +79,7 @@ class ResponsesFace:
             raise BadRequest("A service runs in the background: send `background: true`.", param="background")
         before = await _before(asked, store)
         request = chat_request(asked, before, stream=body.stream is True)
+        request.responses = as_given(asked, before, stream=request.stream)
         rendering = ResponseRendering(draft(asked))
         client = _KeepingClient(context.exchange.client, rendering, store if asked.keeps else None, asked.items)
         await self._calls.run(context, request, client=client)

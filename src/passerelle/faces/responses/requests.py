@@ -17,6 +17,7 @@ from passerelle.faces.responses.bodies import DECODER, KNOWN, REFUSED, ResponseB
 from passerelle.faces.responses.items import Item, given_items, messages_of, new_item_id
 
 _TOP_LEVEL = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_OURS = frozenset({"background", "metadata", "previous_response_id", "prompt", "store", "stream"})
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -27,6 +28,8 @@ class Asked:
     body: ResponseBody
     items: list[Item]
     dropped: tuple[str, ...]
+    fields: dict[str, msgspec.Raw]
+    """The body's top level, values still encoded."""
 
     @property
     def keeps(self) -> bool:
@@ -36,11 +39,11 @@ class Asked:
 
 def parse(raw: bytes) -> Asked:
     """Parses the body of POST /v1/responses. Raises BadRequest that names the field."""
-    body, names = decode(raw, DECODER), decode(raw, _TOP_LEVEL).keys()
+    body, fields = decode(raw, DECODER), decode(raw, _TOP_LEVEL)
     for name, instead in REFUSED.items():
-        if name in names and bytes(_TOP_LEVEL.decode(raw)[name]) != b"null":
+        if name in fields and bytes(fields[name]) != b"null":
             raise BadRequest(f"The field `{name}` is not served here: {instead}.", param=name, code="field_refused")
-    return Asked(body, given_items(body.input), tuple(sorted(names - KNOWN)))
+    return Asked(body, given_items(body.input), tuple(sorted(fields.keys() - KNOWN)), fields)
 
 
 def chat_request(asked: Asked, before: Sequence[Item], *, stream: bool) -> Request:
@@ -75,6 +78,21 @@ def chat_request(asked: Asked, before: Sequence[Item], *, stream: bool) -> Reque
     request = wire.parse_chat(msgspec.json.encode(document))
     request.dropped += asked.dropped
     return request
+
+
+def as_given(asked: Asked, before: Sequence[Item], *, stream: bool) -> dict[str, msgspec.Raw]:
+    """Returns the request as it is, for a server that has Responses itself: with the conversation so far in its input,
+    as such a server keeps nothing here. Fields that are ours to serve are left out.
+    """
+    fields = {name: value for name, value in asked.fields.items() if name in KNOWN - _OURS}
+    fields |= {"stream": _encoded(stream), "store": _encoded(False)}
+    if before:
+        fields["input"] = _encoded([*before, *asked.items])
+    return fields
+
+
+def _encoded(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 def _format(given: dict[str, Any]) -> dict[str, Any]:
