@@ -193,9 +193,11 @@ async def test_hostile_frames_on_a_jobs_socket(tmp_path: Path) -> None:
 async def test_a_gateway_killed_at_a_submission(tmp_path: Path, failpoint: str, survives: bool) -> None:
     """The same request with its key finds the job that was committed, and makes one where none was.
 
-    The first commit is that of the runner, which looks for jobs when it starts.
+    The first commit is that of the runner, which looks for jobs when it starts. The one that accepts a job also claims
+    it, so that its lease has to end before somebody else may go on.
     """
-    async with service_gateway(tmp_path, environ={"PASSERELLE_FAILPOINT": failpoint}) as client:
+    settings = {"jobs": {"lease_s": 2.0}}
+    async with service_gateway(tmp_path, environ={"PASSERELLE_FAILPOINT": failpoint}, **settings) as client:
         with pytest.raises(Exception, match=r"disconnected|reset|closed|EOF"):
             await client.submit(key="once")
         await asyncio.to_thread(client.gateway.wait)
