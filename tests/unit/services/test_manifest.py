@@ -112,7 +112,6 @@ def test_the_document_for_clients_is_the_yaml(read: Read) -> None:
         ("services: {model: m, prompt: one}", ["services"], ["services"]),
         ("defaults: [x]\na: {model: m, prompt: one}", ["a"], ["a"]),
         ("# nothing", [], []),
-        ("", [], []),
     ],
 )
 def test_files_hold_services_in_several_forms(read: Read, text: str, ids: list[str], routes: list[str]) -> None:
