@@ -89,6 +89,7 @@ async def test_large_bodies_stay_within_512_mb(world: World) -> None:
     body = chat_body(model.name, text="word " * 400_000)
     request = world.caller.request("/v1/chat/completions", body, close=True)
     world.tape.allowed.add(503)
+    world.oracles.let_health_wait(2.0)  # two hundred megabytes of JSON come at once, and each is looked at
     top = 0
 
     async def one() -> int:
