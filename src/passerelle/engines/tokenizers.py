@@ -13,13 +13,14 @@ Servers that have neither are said so; nothing is ever estimated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
 
+from passerelle.domain.portions import portions
 from passerelle.domain.request import Operation, Request
 from passerelle.engines.base import EngineBroke, EngineRejected
 
@@ -169,7 +170,7 @@ class Tokenizer:
         if kind is ServerKind.VLLM:
             return await count_each(texts, lambda text: self._count_text(text, kind))
         counts: list[int] = []
-        for some in _together(texts):
+        for some in portions(texts, len, most_size=_CHARS_TOGETHER, most_items=_TEXTS_TOGETHER):
             counts += await self._llama_counts(some)
         return counts
 
@@ -254,20 +255,6 @@ async def count_each(texts: Sequence[str], count: Callable[[str], Awaitable[int]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return counts
-
-
-def _together(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Returns the texts in lists for one request each."""
-    some: list[str] = []
-    chars = 0
-    for text in texts:
-        if some and (chars + len(text) > _CHARS_TOGETHER or len(some) == _TEXTS_TOGETHER):
-            yield some
-            some, chars = [], 0
-        some.append(text)
-        chars += len(text)
-    if some:
-        yield some
 
 
 def _prompts(given: object) -> list[str | list[int]] | None:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, overload
 
+from passerelle.domain.portions import portions
+
 T = TypeVar("T")
 
 CountTokens = Callable[[Sequence[str]], Awaitable[Sequence[int]]]
@@ -151,13 +153,4 @@ def render_turns(turns: Iterable[Turn]) -> str:
 
 def batches(items: Iterable[T], chars: Callable[[T], int]) -> Iterator[list[T]]:
     """Returns the items in lists of at most `BATCH_CHARS` characters, or of one item that has more."""
-    batch: list[T] = []
-    size = 0
-    for item in items:
-        if batch and (size + chars(item) > BATCH_CHARS or len(batch) == _BATCH_ITEMS):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += chars(item)
-    if batch:
-        yield batch
+    return portions(items, chars, most_size=BATCH_CHARS, most_items=_BATCH_ITEMS)
