@@ -70,7 +70,8 @@ class ResponsesFace:
 
     async def create(self, context: Context) -> None:
         """``POST /v1/responses``."""
-        asked = parse(await self._prompts.into_response(context.caller, await context.exchange.body()))
+        raw = await self._prompts.into_response(context.caller, await context.exchange.body())
+        asked = parse(raw)
         body, store = asked.body, self._store(context.caller)
         if body.background:
             await self._begin(context, asked, store)
@@ -79,10 +80,17 @@ class ResponsesFace:
             raise BadRequest("A service runs in the background: send `background: true`.", param="background")
         before = await _before(asked, store)
         request = chat_request(asked, before, stream=body.stream is True)
-        request.responses = as_given(asked, before, stream=request.stream)
+        if self._passes(body.model):
+            request.responses = as_given(raw, asked, before, stream=request.stream)
+        del raw  # the request may wait for long, and has what it needs
         rendering = ResponseRendering(draft(asked))
         client = _KeepingClient(context.exchange.client, rendering, store if asked.keeps else None, asked.items)
         await self._calls.run(context, request, client=client)
+
+    def _passes(self, name: str) -> bool:
+        """Whether a server of the model has Responses itself."""
+        model = self._catalog.current.resolve(name)
+        return model is not None and any(target.options.get("responses") for target in model.targets)
 
     async def _begin(self, context: Context, asked: Asked, store: ResponseStore) -> None:
         """Answers with a response that is made by a job."""

@@ -28,8 +28,6 @@ class Asked:
     body: ResponseBody
     items: list[Item]
     dropped: tuple[str, ...]
-    fields: dict[str, msgspec.Raw]
-    """The body's top level, values still encoded."""
 
     @property
     def keeps(self) -> bool:
@@ -43,7 +41,7 @@ def parse(raw: bytes) -> Asked:
     for name, instead in REFUSED.items():
         if name in fields and bytes(fields[name]) != b"null":
             raise BadRequest(f"The field `{name}` is not served here: {instead}.", param=name, code="field_refused")
-    return Asked(body, given_items(body.input), tuple(sorted(fields.keys() - KNOWN)), fields)
+    return Asked(body, given_items(body.input), tuple(sorted(fields.keys() - KNOWN)))
 
 
 def chat_request(asked: Asked, before: Sequence[Item], *, stream: bool) -> Request:
@@ -80,11 +78,11 @@ def chat_request(asked: Asked, before: Sequence[Item], *, stream: bool) -> Reque
     return request
 
 
-def as_given(asked: Asked, before: Sequence[Item], *, stream: bool) -> dict[str, msgspec.Raw]:
+def as_given(raw: bytes, asked: Asked, before: Sequence[Item], *, stream: bool) -> dict[str, msgspec.Raw]:
     """Returns the request as it is, for a server that has Responses itself: with the conversation so far in its input,
     as such a server keeps nothing here. Fields that are ours to serve are left out.
     """
-    fields = {name: value for name, value in asked.fields.items() if name in KNOWN - _OURS}
+    fields = {name: value for name, value in decode(raw, _TOP_LEVEL).items() if name in KNOWN - _OURS}
     fields |= {"stream": _encoded(stream), "store": _encoded(False)}
     if before:
         fields["input"] = _encoded([*before, *asked.items])

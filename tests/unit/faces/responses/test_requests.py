@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from passerelle.domain.errors import BadRequest
 from passerelle.faces.responses.answers import text_message
 from passerelle.faces.responses.items import Item
-from passerelle.faces.responses.requests import chat_request, draft, parse
+from passerelle.faces.responses.requests import as_given, chat_request, draft, parse
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 
@@ -137,3 +138,19 @@ def test_what_is_no_request(body: bytes) -> None:
     """Bodies that are none are a 400."""
     with pytest.raises(BadRequest):
         chat_request(parse(body), [], stream=False)
+
+
+def test_a_bound_on_the_answer_reaches_a_server_with_responses() -> None:
+    """Where the gateway shortens an answer, the field has the name it has there; the model's name is the server's."""
+    raw = b'{"model":"house","input":"x","max_output_tokens":500,"metadata":{"a":"b"}}'
+    asked = parse(raw)
+    request = chat_request(asked, [], stream=False)
+    request.responses = as_given(raw, asked, [], stream=False)
+    request.changes = {"max_completion_tokens": msgspec.Raw(b"42")}
+    assert msgspec.json.decode(request.render_responses("theirs")) == {
+        "model": "theirs",
+        "input": "x",
+        "max_output_tokens": 42,
+        "store": False,
+        "stream": False,
+    }
