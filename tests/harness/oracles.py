@@ -26,7 +26,7 @@ from tests.harness.upstreamd import Upstream
 
 HEALTH_S = 0.1
 """What /health may take on a quiet machine; what this machine's own scheduling costs is measured and added."""
-HEALTH_SLACK_S = 0.6
+HEALTH_SLACK_S = 0.3
 RSS_SLACK_BYTES = 24 * 1024 * 1024
 FD_SLACK = 6
 CANARIES = ("CANARY", "sk-upstream-CANARY", "/srv/canary", "Traceback (most recent call last)")
