@@ -85,9 +85,7 @@ class Keeper:
             api_key=supervisor.api_key(self.spec.name),
             keeper_pid=os.getpid(),
             since=time.time(),
-            at_once=slots
-            if isinstance(slots := self.spec.settings.get("slots"), int)
-            else ENGINES[self.engine].at_once,
+            at_once=self._at_once(),
             context_window=self.spec.context_window,
             options={**self.spec.engine_options, **self.options},
         )

@@ -42,9 +42,6 @@ class Scope(StrEnum):
     """Everything, in every organisation."""
 
 
-ALL_SCOPES = frozenset(Scope)
-
-
 class Role(StrEnum):
     """What a user is in an organisation; `ROLE_SCOPES` says what it may do."""
 

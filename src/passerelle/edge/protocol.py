@@ -38,7 +38,6 @@ _MAX_PIPELINED = 16
 _LINGER_S = 1.0
 """A connection that is only listened to any more is closed when this long nothing came."""
 _LINGER_MOST_S = 30.0
-_NOT_DIRECT = (b"expect", b"upgrade")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,6 @@ OIDC_COOKIE_S = 600
 _OIDC_PATH = "/auth/oidc"
 _OIDC_KEY = "oidc-state"
 _LOCAL_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9\-._~!$&'()*+,;=:@%/?#]{0,500}")
-_HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from passerelle.services.extract.speech import Speech
 _TIMES = re.compile(r"\s*(?:\d{1,3}:)?\d{1,2}:\d{2}[.,]\d{1,3}[ \t]*-->[ \t]*(?:\d{1,3}:)?\d{1,2}:\d{2}[.,]\d{1,3}")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?[ \t]+([^>]{1,200})>")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|<\d[\d:.]{0,20}>|\{\\an?\d\}")
-_SPOKEN = re.compile(r"[ \t]*(?:>>|-)?[ \t]*(?=\S)")
 _ASIDE = ("NOTE", "STYLE", "REGION", "WEBVTT")
 
 
