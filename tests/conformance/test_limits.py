@@ -24,6 +24,7 @@ from passerelle.limits.board import BoardCounters, LimitBoard
 from passerelle.limits.book import Book, Plan
 from passerelle.limits.limiter import Limiter
 from passerelle.limits.memory import MemoryCounters
+from passerelle.limits.process import ProcessCounters
 from passerelle.limits.rule import LimitRule, Measure, Period, SubjectKind, window
 from passerelle.limits.shared import RedisCounters
 
@@ -95,7 +96,7 @@ async def replicas(
     monkeypatch.setattr(shared, "TIMEOUT_S", 30.0)  # a store that a busy machine delays is not away
     ledger = Ledger({})
     if request.param == "memory":
-        yield Replicas([Limiter(MemoryCounters())], ledger)
+        yield Replicas([Limiter(ProcessCounters())], ledger)
         return
     async with AsyncExitStack() as stack:
         limiters = []

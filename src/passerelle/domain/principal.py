@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from types import MappingProxyType
+from typing import Any
 
 
 class Scope(StrEnum):
@@ -95,6 +96,8 @@ class Principal:
     networks: tuple[Network, ...] | None = None
     role: Role | None = None
     confined: bool = False
+    plan: Any = field(default=None, init=False, repr=False, compare=False)
+    """What the limits remember of this caller, see `passerelle.limits.book`: found without a search."""
 
     def allows(self, scope: Scope) -> bool:
         """Whether this principal may use a route that declares ``scope``."""

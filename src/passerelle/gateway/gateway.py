@@ -77,8 +77,8 @@ class Gateway:
         self._fetch_pictures = fetch_pictures
         self._durable = durable
         """Waits until the usage rows so far are durable, where answers wait for that; raises Unavailable."""
-        self._running: dict[str, dict[asyncio.Task[Any], Call]] = {}
-        """Calls under way, by key and task."""
+        self._running: dict[asyncio.Task[Any], Call] = {}
+        """Calls under way."""
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = inf
 
@@ -94,8 +94,7 @@ class Gateway:
         client.on_gone(task.cancel)
         if call.deadline < self._alarm_at:
             self._set_alarm(call.deadline)
-        running = self._running.setdefault(call.principal.key_id, {})
-        running[task] = call
+        self._running[task] = call
         try:
             if client.gone:
                 await asyncio.sleep(0)  # the cancellation arrives here, before anything is sent
@@ -118,9 +117,7 @@ class Gateway:
             call.status = call.status or 499
             self._metrics.cancelled.labels(_phase(call)).inc()
         finally:
-            del running[task]
-            if not running:
-                self._running.pop(call.principal.key_id, None)
+            del self._running[task]
             if call.outcome is None:
                 call.outcome, call.status = Outcome.FAILED, call.status or 500
             if not call.settled:
@@ -206,13 +203,14 @@ class Gateway:
 
     def in_flight(self) -> int:
         """Returns how many calls are under way."""
-        return sum(len(calls) for calls in self._running.values())
+        return len(self._running)
 
     def end_calls_of(self, key_id: str) -> None:
         """Ends what a key has running: it was revoked, or has expired."""
-        for task, call in self._running.get(key_id, {}).items():
-            call.interruption = Unauthenticated("The key was revoked or has expired; use another.")
-            task.cancel()
+        for task, call in self._running.items():
+            if call.principal.key_id == key_id:
+                call.interruption = Unauthenticated("The key was revoked or has expired; use another.")
+                task.cancel()
 
     def _set_alarm(self, at: float) -> None:
         """Sets the one timer for all deadlines (a timer for each call would cost more than finding its model)."""
@@ -224,15 +222,14 @@ class Gateway:
     def _expire(self) -> None:
         """Interrupts the calls whose deadlines have passed."""
         now, earliest = time.monotonic() + _ALARM_SLACK_S, inf
-        for calls in self._running.values():
-            for task, call in calls.items():
-                if call.deadline > now:
-                    earliest = min(earliest, call.deadline)
-                elif call.interruption is None:
-                    call.interruption = UpstreamTimeout(
-                        "The request was not answered within its deadline; retry later, or ask for less."
-                    )
-                    task.cancel()
+        for task, call in self._running.items():
+            if call.deadline > now:
+                earliest = min(earliest, call.deadline)
+            elif call.interruption is None:
+                call.interruption = UpstreamTimeout(
+                    "The request was not answered within its deadline; retry later, or ask for less."
+                )
+                task.cancel()
         self._alarm, self._alarm_at = None, inf
         if earliest < inf:
             self._set_alarm(earliest)

@@ -7,8 +7,9 @@ A key seen before is answered from memory, with no SQL statement. What keeps tha
   clock on every call.
 * When the database is down, keys in memory go on for ``GRACE_S`` and unknown ones get 503, never 401: being unable to
   check a key says nothing about the key. During that time a revocation cannot be seen.
-* The memory is keyed by the full digest of the secret. A secret is compared by ``hmac.compare_digest``, once, whether
-  or not its public id exists.
+* The memory is keyed by the digest of the whole key. A secret is compared by ``hmac.compare_digest``, once, whether or
+  not its public id exists. What a call needs of a key it saw before lies in one place: with many callers in turn, each
+  further place costs a visit to slow memory.
 """
 
 from __future__ import annotations
@@ -49,28 +50,28 @@ _NOBODY = bytes(32)
 _log = logging.getLogger("passerelle.identity")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
-    public_id: str
     principal: Principal
     expires_at_s: float
+    used_at_s: float
+    """When it was used last, since the epoch."""
+    noted: _Used | None = None
+    """The list that has it, of those used since the times were written."""
+
+
+class _Used(list[_Entry]):
+    """Keys that were used, once each."""
 
 
 @dataclass(slots=True)
 class _Memory:
-    """Keys by digest, and those known not to exist. Oldest entries go first when it is full."""
+    """Keys by the SHA-256 of the whole key, and those known not to exist. Oldest entries go first when it is full."""
 
     size: int
     entries: dict[bytes, _Entry] = field(default_factory=dict)
     digests: dict[str, set[bytes]] = field(default_factory=dict)
     unknown: dict[tuple[str, bytes], float] = field(default_factory=dict)
-    parsed: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
-    """SHA-256 of a whole key -> what ``parse`` made of it, for keys that were found good: parsing costs more."""
-
-    def keep_parsed(self, whole: bytes, parsed: tuple[str, bytes]) -> None:
-        if len(self.parsed) >= self.size:
-            del self.parsed[next(iter(self.parsed))]
-        self.parsed[whole] = parsed
 
     def keep(self, digest: bytes, entry: _Entry) -> None:
         self.drop_digest(digest)
@@ -145,7 +146,9 @@ class Authenticator:
         self._generation = 0
         self._position = -1
         self._checked_at_s = -inf
+        self._used = _Used()
         self._touched: dict[str, int] = {}
+        """Times of last use that could not be written, in milliseconds since the epoch, by key."""
         self._touch_due_s = 0.0
         self._ends: list[tuple[float, str]] = []
         self._end_of: dict[str, float] = {}
@@ -186,16 +189,16 @@ class Authenticator:
         """Returns who holds this key if memory knows, without waiting; None says nothing about the key."""
         if len(token) > MAX_CREDENTIAL_BYTES:
             return None
-        whole = hashlib.sha256(token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token).digest()
-        known = self._memory.parsed.get(whole)
-        parsed = known or parse(token)
-        if parsed is not None:
-            principal = self._remembered(parsed)
-            if principal is not None:
-                if known is None:
-                    self._memory.keep_parsed(whole, parsed)
-                return principal
-        return self.static if self._is_static(token) else None
+        entry = self._memory.entries.get(_digest(token))
+        if entry is None:
+            return self.static if self._is_static(token) else None
+        now_s = self._clock()
+        if entry.expires_at_s <= now_s or time.monotonic() - self._checked_at_s > self._grace_s:
+            return None
+        entry.used_at_s = now_s
+        if entry.noted is not self._used:
+            self._note_use(entry)
+        return entry.principal
 
     async def authenticate(self, authorization: bytes | None, x_api_key: bytes | None = None) -> Principal:
         """Returns the caller, from the values of the headers ``authorization`` and ``x-api-key``.
@@ -214,7 +217,7 @@ class Authenticator:
         parsed = parse(token)
         if parsed is None or self._memory.unknown.get(parsed, -inf) > time.monotonic():
             raise _unauthenticated()
-        found = await self._looked_up(parsed)
+        found = await self._looked_up(_digest(token), parsed)
         if isinstance(found, Unavailable):
             raise Unavailable(found.message, retry_after_s=found.retry_after_s)
         if found is None:
@@ -234,33 +237,25 @@ class Authenticator:
         else:
             self._memory.drop_key(key_id)
 
-    def _remembered(self, parsed: tuple[str, bytes]) -> Principal | None:
-        public_id, digest = parsed
-        entry = self._memory.entries.get(digest)
-        if entry is None or entry.public_id != public_id:
-            return None
-        now_s = self._clock()
-        if entry.expires_at_s <= now_s or time.monotonic() - self._checked_at_s > self._grace_s:
-            return None
-        self._touched[entry.principal.key_id] = int(now_s * 1000)
-        return entry.principal
+    def _note_use(self, entry: _Entry) -> None:
+        entry.noted = self._used
+        self._used.append(entry)
 
     def _is_static(self, token: bytes | str) -> bool:
         if self._static_digest is None or len(token) > MAX_CREDENTIAL_BYTES:
             return False
-        data = token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token
-        return hmac.compare_digest(hashlib.sha256(data).digest(), self._static_digest)
+        return hmac.compare_digest(_digest(token), self._static_digest)
 
-    async def _looked_up(self, parsed: tuple[str, bytes]) -> Principal | Unavailable | None:
+    async def _looked_up(self, whole: bytes, parsed: tuple[str, bytes]) -> Principal | Unavailable | None:
         """Asks the database, once for all who wait for the same key; the question outlives a caller who leaves."""
         task = self._looking_up.get(parsed)
         if task is None:
-            task = asyncio.create_task(self._look_up(parsed))
+            task = asyncio.create_task(self._look_up(whole, parsed))
             self._looking_up[parsed] = task
             task.add_done_callback(lambda _: self._looking_up.pop(parsed, None))
         return await asyncio.shield(task)
 
-    async def _look_up(self, parsed: tuple[str, bytes]) -> Principal | Unavailable | None:
+    async def _look_up(self, whole: bytes, parsed: tuple[str, bytes]) -> Principal | Unavailable | None:
         public_id, digest = parsed
         while True:
             generation = self._generation
@@ -277,8 +272,9 @@ class Authenticator:
             self._memory.keep_unknown(parsed, time.monotonic() + UNKNOWN_S)
             return None
         principal = found.principal
-        self._memory.keep(digest, _Entry(public_id, principal, principal.expires_at or inf))
-        self._touched[principal.key_id] = int(self._clock() * 1000)
+        entry = _Entry(principal, principal.expires_at or inf, self._clock())
+        self._memory.keep(whole, entry)
+        self._note_use(entry)
         self._note_end(principal.key_id, found.key_expires_at_s)
         return principal
 
@@ -348,11 +344,19 @@ class Authenticator:
 
     async def _touch(self) -> None:
         touched, self._touched = self._touched, {}
+        used, self._used = self._used, _Used()
+        for entry in used:
+            key_id = entry.principal.key_id
+            touched[key_id] = max(touched.get(key_id, 0), int(entry.used_at_s * 1000))
         try:
             await self._keys.touch(touched)
         except StorageError as error:
             self._touched = touched | self._touched
             _log.warning("last use of keys cannot be written: %s", error.message)
+
+
+def _digest(token: bytes | str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape") if isinstance(token, str) else token).digest()
 
 
 def credential(authorization: bytes | None, x_api_key: bytes | None) -> bytes | None:

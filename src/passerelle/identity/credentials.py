@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from sys import intern
 from typing import Any
 
 from sqlalchemy import BindParameter, RowMapping, Select, and_, bindparam, func, or_, select, update
@@ -244,8 +246,8 @@ def principal_of(row: RowMapping, expires_at_s: float | None) -> Principal:
     return Principal(
         key_id=row["id"],
         key_name=row["name"],
-        organisation=row["organisation"],
-        project=row["project"],
+        organisation=intern(row["organisation"]),
+        project=intern(row["project"]),
         user=row["user_id"],
         scopes=scopes if role is None else scopes & ROLE_SCOPES[role],
         models=common(*map(_names, (row["models"], row["project_models"], row["organisation_models"]))),
@@ -260,7 +262,13 @@ def principal_of(row: RowMapping, expires_at_s: float | None) -> Principal:
 
 def known_scopes(scopes: list[str]) -> frozenset[Scope]:
     """Returns the scopes this version knows: one that a newer version wrote gives no right here."""
-    return frozenset(Scope(scope) for scope in scopes if scope in _KNOWN_SCOPES)
+    return _scopes(tuple(scopes))
+
+
+@lru_cache(1024)
+def _scopes(names: tuple[str, ...]) -> frozenset[Scope]:
+    """One object for all keys with the same scopes: each call asks it, and what is used often stays near."""
+    return frozenset(Scope(name) for name in names if name in _KNOWN_SCOPES)
 
 
 def _names(value: list[str] | None) -> frozenset[str] | None:

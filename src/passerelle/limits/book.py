@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from passerelle.domain.principal import Principal
 from passerelle.limits.price import Price, PriceTable
 from passerelle.limits.rule import EVERYWHERE, PERIODS, LimitRule, Measure, SubjectKind
 
+if TYPE_CHECKING:
+    from passerelle.limits.process import Tally
+
 _MEMO = 16_384
-"""Callers whose plan is remembered, of each model."""
+"""Callers whose plan is remembered, of each model, beside the one that a caller used last."""
 ENDLESS = 2**60
 """More than anything is counted: what a soft limit lets pass."""
 UNITS = {Measure.REQUESTS: 0, Measure.CONCURRENT: 3, Measure.TOKENS: 1, Measure.COST: 2}
@@ -23,67 +28,50 @@ _LINES = tuple(b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: " % (of,
 
 
 @dataclass(slots=True, eq=False)
-class Cell:
-    """The count of one limit in the window that began at ``start``: what is left of the ``most`` that it lets pass.
-
-    ``held`` is what those hold who took by rules; those who took by a plan are not in it, see `MemoryCounters`.
-    ``lines`` and ``reset`` are what `told` says of the rule.
-    """
-
-    start: int
-    most: int
-    left: int
-    held: int = 0
-    lines: bytes = b""
-    reset: int = 0
-
-
-@dataclass(slots=True)
 class Plan:
     """The limits of one caller's calls of one model.
 
     ``rules`` has budgets first, so that a caller who should not retry is not told to, and soft limits last.
     ``units`` says of each rule which it takes of (request, tokens, cost, call under way). ``soft`` are the places of
-    soft rules, ``prices`` the model's, the latest first. What follows is for the counters of this process: each rule's
-    cell, those of each unit, and the windows in which the cells are known to be.
+    soft rules, ``prices`` the model's, the latest first. ``model`` and ``edition`` say of which model and which book.
+    From ``starts`` on it is for the counters of this process: the windows in which the tallies of the rules are known
+    to be, the tallies by unit, and all of them.
     """
 
+    edition: object
+    model: str
     rules: tuple[LimitRule, ...]
-    units: tuple[int, ...]
-    bounds_answers: bool
+    prices: tuple[Price, ...]
+    units: tuple[int, ...] = ()
+    bounds_answers: bool = False
     """A hard limit counts tokens or cost: an answer must have an end."""
-    counts_tokens: bool
+    counts_tokens: bool = False
     """Some limit counts tokens or cost."""
-    soft: tuple[int, ...]
-    prices: tuple[Price, ...] = ()
-    cells: tuple[Cell, ...] = ()
-    of_request: tuple[Cell, ...] = ()
-    of_tokens: tuple[Cell, ...] = ()
-    of_cost: tuple[Cell, ...] = ()
-    of_call: tuple[Cell, ...] = ()
+    soft: tuple[int, ...] = ()
     starts: tuple[int, ...] | None = None
+    of_request: tuple[Tally, ...] = ()
+    of_tokens: tuple[Tally, ...] = ()
+    of_cost: tuple[Tally, ...] = ()
+    of_call: tuple[Tally, ...] = ()
+    tallies: tuple[Tally, ...] = ()
 
     @classmethod
-    def of(cls, rules: Iterable[LimitRule], prices: tuple[Price, ...] = ()) -> Plan:
+    def of(
+        cls, rules: Iterable[LimitRule], prices: tuple[Price, ...] = (), model: str = "", edition: object = None
+    ) -> Plan:
         """Returns the plan of some rules."""
         ordered = tuple(sorted(rules, key=lambda rule: (not rule.hard, not rule.is_budget, rule.id)))
         units = tuple(UNITS[rule.measure] for rule in ordered)
         return cls(
+            edition,
+            model,
             ordered,
+            prices,
             units,
             bounds_answers=any(rule.hard and unit in (1, 2) for rule, unit in zip(ordered, units, strict=True)),
             counts_tokens=1 in units or 2 in units,
             soft=tuple(at for at, rule in enumerate(ordered) if not rule.hard),
-            prices=prices,
         )
-
-    def count_by(self, cells: tuple[Cell, ...]) -> None:
-        """Takes the cells of its rules."""
-        self.cells = cells
-        units: tuple[list[Cell], ...] = ([], [], [], [])
-        for cell, unit in zip(cells, self.units, strict=True):
-            units[unit].append(cell)
-        self.of_request, self.of_tokens, self.of_cost, self.of_call = (tuple(found) for found in units)
 
     def amounts(self, tokens: int, cost_nano: int) -> list[int]:
         """Returns what a call takes of each rule."""
@@ -106,7 +94,9 @@ class Book:
         if index is None:
             index = _indexed({}, self.rules.values())
         self._index = index
-        self._plans: dict[str, dict[str, tuple[Principal, Plan | None]]] = {}
+        self._edition = object()
+        """Stands for this book in plans: the book itself would live as long as any of them."""
+        self._plans: dict[str, dict[str, tuple[Principal, Plan]]] = {}
         """By model and key."""
 
     def changed(self, rules: Iterable[LimitRule], removed: Iterable[str], prices: Mapping[str, Price] | None) -> Book:
@@ -127,6 +117,13 @@ class Book:
         """Returns the limits that count a call, None when there are none."""
         if not self._index:
             return None
+        plan: Plan | None = principal.plan
+        if plan is None or plan.edition is not self._edition or plan.model != model:
+            plan = self._planned(principal, model)
+            object.__setattr__(principal, "plan", plan)
+        return plan if plan.rules else None
+
+    def _planned(self, principal: Principal, model: str) -> Plan:
         of_model = self._plans.get(model)
         if of_model is None:
             of_model = self._plans[model] = {}
@@ -134,15 +131,12 @@ class Book:
         found = of_model.get(key)
         if found is not None:
             before, plan = found
-            if before is principal:
-                return plan
-            if _owners(before) == _owners(principal):
-                of_model[key] = principal, plan
+            if before is principal or _owners(before) == _owners(principal):
                 return plan
         if len(of_model) >= _MEMO:
             of_model.clear()
         rules = self.rules_of(principal.organisation, principal.project, principal.user, key, model)
-        plan = Plan.of(rules, self.price_table.by_model.get(model, ())) if rules else None
+        plan = Plan.of(rules, self.price_table.by_model.get(model, ()), model, self._edition)
         of_model[key] = principal, plan
         return plan
 
@@ -176,7 +170,13 @@ def told(rule: LimitRule) -> tuple[bytes, int]:
     if not rule.hard or rule.measure not in TOLD:
         return b"", 0
     kind = TOLD.index(rule.measure)
-    return _LINES[kind] % rule.value, kind * len(PERIODS) + PERIODS.index(rule.period)
+    return _lines(kind, rule.value), kind * len(PERIODS) + PERIODS.index(rule.period)
+
+
+@lru_cache(4096)
+def _lines(kind: int, value: int) -> bytes:
+    """The same bytes for all limits of a value, of which there are few: what is used often stays near."""
+    return _LINES[kind] % value
 
 
 _owners = attrgetter("organisation", "project", "user")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from passerelle.domain.principal import Principal
 from passerelle.limits.board import BoardCounters, LimitBoard
-from passerelle.limits.counters import LocalCounters
 from passerelle.limits.limiter import Limiter
 from passerelle.limits.memory import MemoryCounters
+from passerelle.limits.process import ProcessCounters
 from passerelle.limits.rule import LimitRule
 from passerelle.limits.spent import read_spent
 from passerelle.limits.store import read_changes
@@ -123,13 +123,11 @@ def open_limits(
     They are counted in the store at ``redis`` if that is given, else on the ``board`` of this machine's workers if
     there is one, else in memory. Raises StorageError when the store's client is not installed.
     """
-    memory = MemoryCounters()
-    local: LocalCounters = memory
     if redis:
+        memory = MemoryCounters()
         shared = _open_shared(redis, memory, database)
-        return BookKeeper(database, Limiter(local, shared, currency=currency, on_reached=on_reached), shared=shared)
-    if board is not None:
-        local = BoardCounters(board, worker)
+        return BookKeeper(database, Limiter(memory, shared, currency=currency, on_reached=on_reached), shared=shared)
+    local = ProcessCounters() if board is None else BoardCounters(board, worker)
     return BookKeeper(database, Limiter(local, currency=currency, on_reached=on_reached))
 
 

@@ -11,8 +11,8 @@ from passerelle.domain.errors import LimitReached, PasserelleError, QuotaExhaust
 from passerelle.domain.limit import Grant, Order, Refusal
 from passerelle.limits.book import TOLD, UNITS, Book, Plan, told
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
-from passerelle.limits.memory import MemoryCounters, PlanHold
 from passerelle.limits.price import Price, amount_text
+from passerelle.limits.process import PlanHold, ProcessCounters
 from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, Second, SubjectKind, Window, duration
 
 logger = logging.getLogger(__name__)
@@ -25,13 +25,14 @@ Tell = Callable[[LimitRule], None]
 class Limiter:
     """The limits of this process's calls. ``book`` may be replaced at any time.
 
-    ``local`` counts here; with ``shared`` that counts, and ``local`` is its fallback. ``on_reached`` is told of each
-    limit that refused, or warned. ``clock`` gives seconds since the epoch. ``currency`` is the name of the unit.
+    ``local`` counts here: for this process alone, or with others of this machine; with ``shared`` that counts, and
+    ``local`` is its fallback. ``on_reached`` is told of each limit that refused, or warned. ``clock`` gives seconds
+    since the epoch. ``currency`` is the name of the unit.
     """
 
     def __init__(
         self,
-        local: LocalCounters,
+        local: ProcessCounters | LocalCounters,
         shared: SharedCounters | None = None,
         *,
         currency: str = "EUR",
@@ -42,7 +43,7 @@ class Limiter:
         self.calendar = Calendar(clock)
         self._local = local
         self._shared = shared
-        self._memory = local if shared is None and isinstance(local, MemoryCounters) else None
+        self._alone = local if isinstance(local, ProcessCounters) else None
         self._currency = currency
         self._on_reached = on_reached
         self._warned: dict[str, int] = {}
@@ -76,14 +77,14 @@ class Limiter:
         ``instead_of`` is the hold of an earlier try of the same call, given back in the same step.
         """
         plan = plan or _UNLIMITED
-        memory = self._memory
-        if memory is None:
+        counters = self._alone
+        if counters is None:
             return self._take_elsewhere(plan, order, instead_of)
         # The shortest way, as most calls take it: where one process counts.
         second = self.calendar.second()
         if instead_of is not None:
             assert isinstance(instead_of, PlanHold)
-            memory.settle_plan(instead_of, 0, 0, 0)
+            counters.settle(instead_of, 0, 0, 0)
         at_ms, price = order.at_ms, None
         for each in plan.prices:
             if each.from_ms <= at_ms:
@@ -91,12 +92,12 @@ class Limiter:
                 break
         answer = order.answer_tokens
         if order.least_answer_tokens < answer and plan.bounds_answers:
-            answer, _ = _amounts(plan, order, price, memory.look(plan.rules, second.windows))
+            answer, _ = _amounts(plan, order, price, counters.look(plan, second.starts))
         tokens = order.prompt_tokens + answer
         cost_nano = 0 if price is None else price.bound_nano(order.prompt_tokens, answer)
-        result = memory.take_plan(plan, second.starts, tokens, cost_nano)
+        result = counters.take(plan, second.starts, tokens, cost_nano)
         if isinstance(result, int) or plan.soft:
-            used = [cell.most - cell.left for cell in plan.cells]
+            used = counters.look(plan, second.starts)
             taken = Taken(used, refused=result) if isinstance(result, int) else Taken(used, result[0])
             return self._result(plan, taken, answer, plan.amounts(tokens, cost_nano), second)
         hold, of_requests, of_tokens = result
@@ -113,14 +114,16 @@ class Limiter:
         before = instead_of if isinstance(instead_of, Hold) else None
         if self._shared is not None:
             return self._take_shared(self._shared, plan, order, before)
+        local = self._local
+        assert not isinstance(local, ProcessCounters)
         second = self.calendar.second()
         windows = second.windows
         if before is not None:
-            self._local.settle(before, (0,) * len(before.rules))
+            local.settle(before, (0,) * len(before.rules))
         price = self._book.price_table.at(order.model, order.at_ms)
-        used = self._local.look(plan.rules, windows) if _is_flexible(plan, order) else ()
+        used = local.look(plan.rules, windows) if _is_flexible(plan, order) else ()
         answer, amounts = _amounts(plan, order, price, used)
-        return self._result(plan, self._local.take(plan.rules, windows, amounts), answer, amounts, second)
+        return self._result(plan, local.take(plan.rules, windows, amounts), answer, amounts, second)
 
     async def _take_shared(
         self, shared: SharedCounters, plan: Plan, order: Order, before: Hold | None
@@ -141,17 +144,16 @@ class Limiter:
 
     def settle(self, hold: object, request: int, tokens: int, cost_nano: int) -> None:
         """Gives back what was set aside and counts what was used; at once, whatever happened."""
-        if self._memory is not None:
-            assert isinstance(hold, PlanHold)
-            self._memory.settle_plan(hold, request, tokens, cost_nano)
+        if isinstance(hold, PlanHold):
+            assert self._alone is not None
+            self._alone.settle(hold, request, tokens, cost_nano)
             return
         of_unit = (request, tokens, cost_nano, 0)
         assert isinstance(hold, Hold)
         amounts = [of_unit[UNITS[rule.measure]] for rule in hold.rules]
-        if self._shared is not None:
-            self._shared.settle(hold, amounts)
-        else:
-            self._local.settle(hold, amounts)
+        counters = self._shared or self._local
+        assert not isinstance(counters, ProcessCounters)
+        counters.settle(hold, amounts)
 
     async def standings(self, rules: Sequence[LimitRule]) -> list[tuple[Used, Window]]:
         """Returns what is used of each limit in its present window."""

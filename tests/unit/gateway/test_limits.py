@@ -33,8 +33,8 @@ from passerelle.gateway.shadow import Shadows
 from passerelle.gateway.targets import Fleet
 from passerelle.limits.book import Book
 from passerelle.limits.limiter import Limiter
-from passerelle.limits.memory import MemoryCounters
 from passerelle.limits.price import Price
+from passerelle.limits.process import ProcessCounters
 from passerelle.limits.rule import LimitRule, Measure, Period, SubjectKind
 from passerelle.telemetry.metrics import Metrics
 
@@ -163,7 +163,7 @@ class World:
         self.engine = ScriptedEngine(answered)
         self.now_s = 1_780_000_020.0
         self.rows: list[UsageRow] = []
-        self.counters = MemoryCounters()
+        self.counters = ProcessCounters()
         self.reached: list[LimitRule] = []
         self.limiter = Limiter(self.counters, clock=lambda: self.now_s, on_reached=self.reached.append)
         self.limiter.book = Book({rule.id: rule for rule in rules}, {price.id: price for price in prices})

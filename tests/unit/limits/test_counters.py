@@ -17,10 +17,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from passerelle.domain.client import spelled_out
 from passerelle.limits.board import BoardCounters, LimitBoard
-from passerelle.limits.book import Plan
-from passerelle.limits.counters import Hold, LocalCounters, Used
-from passerelle.limits.memory import MemoryCounters, PlanHold
-from passerelle.limits.rule import DAY_MS, MINUTE_MS, Calendar, LimitRule, Measure, Period, SubjectKind, window
+from passerelle.limits.counters import Hold, LocalCounters
+from passerelle.limits.memory import MemoryCounters
+from passerelle.limits.rule import DAY_MS, MINUTE_MS, LimitRule, Measure, Period, SubjectKind, window
 
 
 def limit(rule_id: str, measure: Measure, period: Period, value: int, *, hard: bool = True) -> LimitRule:
@@ -231,58 +230,6 @@ def test_windows_are_those_of_utc() -> None:
     assert (month.start_ms, month.end_ms) == (1_706_745_600_000, at_ms + 1)
     assert window(Period.MONTH, 1_735_689_599_000).end_ms == 1_735_689_600_000  # 2024-12-31 -> 2025
     assert window(Period.TOTAL, at_ms).end_ms is None
-
-
-def test_plans_that_share_a_limit_keep_their_windows_apart() -> None:
-    """A call that ends after the minute in which it was let through changes nothing in the next, whoever began that."""
-    counters, shared = MemoryCounters(), replace(REQUESTS, id="shared")
-    mine, other = Plan.of([shared, TOKENS]), Plan.of([shared, replace(TOKENS, id="other")])
-    calendar_s = [20_000.0 * DAY_MS / 1000]
-    calendar = Calendar(lambda: calendar_s[0])
-
-    def take(plan: Plan) -> PlanHold:
-        result = counters.take_plan(plan, calendar.second().starts, 10, 0)
-        assert isinstance(result, tuple)
-        return result[0]
-
-    early, kept = take(mine), take(mine)
-    counters.settle_plan(kept, 1, 4, 0)
-    calendar_s[0] += 60
-    take(other)
-    counters.settle_plan(early, 0, 7, 0)
-    windows = calendar.second().windows
-    assert counters.used(shared, windows) == Used(0, 1)
-    assert counters.used(TOKENS, windows) == Used(11, 0)
-    assert counters.used(replace(TOKENS, id="other"), windows) == Used(0, 10)
-
-
-def test_a_plan_that_is_refused_has_taken_nothing() -> None:
-    """What was taken of the limits before the one without room is given back at once."""
-    counters, plan = MemoryCounters(), Plan.of([REQUESTS, TOKENS, CONCURRENT])
-    starts = Calendar(lambda: 1e9).second().starts
-    for _ in range(2):
-        assert isinstance(counters.take_plan(plan, starts, 20, 0), tuple)
-    refused = counters.take_plan(plan, starts, 1, 0)
-    assert isinstance(refused, int)
-    assert plan.rules[refused] is TOKENS
-    used = dict(zip(plan.rules, (cell.most - cell.left for cell in plan.cells), strict=True))
-    assert used == {REQUESTS: 2, TOKENS: 40, CONCURRENT: 2}
-
-
-def test_a_limit_that_gets_another_value_goes_on_counting() -> None:
-    """What was used, and what calls under way hold, stays when the limit is raised, lowered or made soft."""
-    counters, calendar = MemoryCounters(), Calendar(lambda: 1e9)
-    second = calendar.second()
-    taken = counters.take_plan(Plan.of([TOKENS]), second.starts, 30, 0)
-    assert isinstance(taken, tuple)
-    for value, hard, passes in ((35, True, False), (60, True, True), (1, False, True)):
-        result = counters.take_plan(Plan.of([replace(TOKENS, value=value, hard=hard)]), second.starts, 10, 0)
-        assert isinstance(result, tuple) is passes
-        if isinstance(result, tuple):
-            counters.settle_plan(result[0], 1, 0, 0)
-        assert counters.used(TOKENS, second.windows) == Used(0, 30)
-    counters.settle_plan(taken[0], 1, 12, 0)
-    assert counters.used(TOKENS, second.windows) == Used(12, 0)
 
 
 def test_headers_in_one_block_are_spelled_out_for_who_wants_pairs() -> None:

@@ -19,8 +19,8 @@ from passerelle.identity.audit import Actor, AuditLog
 from passerelle.identity.projects import ProjectOptions, ProjectStore
 from passerelle.limits.keeper import BookKeeper, open_limits
 from passerelle.limits.limiter import Limiter
-from passerelle.limits.memory import MemoryCounters
 from passerelle.limits.price import Price, PriceTable, amount_text, parse_amount
+from passerelle.limits.process import ProcessCounters
 from passerelle.limits.rule import DAY_MS, LimitRule, Measure, Period, SubjectKind
 from passerelle.limits.spent import read_spent, read_standing
 from passerelle.limits.store import LimitStore, NewLimit, PriceStore
@@ -188,7 +188,7 @@ def test_money_is_counted_in_whole_numbers() -> None:
 @pytest_asyncio.fixture
 async def keeper(database: Database) -> AsyncIterator[BookKeeper]:
     """A keeper of a process's book that polls only when told to."""
-    limiter = Limiter(MemoryCounters(), clock=lambda: NOON_MS / 1000)
+    limiter = Limiter(ProcessCounters(), clock=lambda: NOON_MS / 1000)
     made = BookKeeper(database, limiter, poll_s=3600)
     await made.start()
     yield made

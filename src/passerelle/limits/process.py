@@ -1,0 +1,267 @@
+"""Counters of one process, for the calls that it lets through itself. Nothing waits in here, so on one event loop each
+step is atomic.
+
+What is asked a thousand times a second is a caller's plan: all limits that count the calls. Limits of one subject that
+count the same, by the minute and by the day say, go down together, call by call: the difference of what is left of them
+changes only when a window ends. So they share one number, what is left of the tightest, in a `Tally`; the others are
+known by how much more is left of them. A call touches one or two numbers of a caller's own, which matters where many
+callers come in turn and each number lies in memory that was not used for a while.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from passerelle.limits.book import ENDLESS, UNITS, Plan, told
+from passerelle.limits.counters import Used, Windows
+from passerelle.limits.rule import PERIODS, LimitRule, SubjectKind
+
+_LARGE = 2 * ENDLESS
+"""More than is left of anything."""
+_Shared = tuple[SubjectKind, str, str, str, int]
+"""What limits of one tally have in common: kind, organisation and id of the subject, model, unit."""
+
+
+@dataclass(slots=True, eq=False)
+class Count:
+    """One limit of a tally, in the window that began at ``start``: it lets ``most`` pass, and ``over`` more is left of
+    it than of the tightest."""
+
+    rule: LimitRule
+    period: int
+    """Its place in `PERIODS`."""
+    start: int
+    most: int
+    over: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """Limits that count the same amounts of the same calls. ``left`` is of the tightest, and ``lines`` and ``reset``
+    are what `told` says of that one."""
+
+    left: int = _LARGE
+    lines: bytes = b""
+    reset: int = 0
+    counts: list[Count] = field(default_factory=list)
+    alone: tuple[Tally, ...] = ()
+    """Itself only: for all plans that have nothing else of its kind."""
+
+    def __post_init__(self) -> None:
+        self.alone = (self,)
+
+    def lefts(self) -> list[int]:
+        """Returns what is left of each limit."""
+        return [self.left + count.over for count in self.counts]
+
+    def set(self, lefts: list[int]) -> None:
+        """Sets what is left of each limit."""
+        self.left = min(lefts, default=_LARGE)
+        for count, left in zip(self.counts, lefts, strict=True):
+            count.over = left - self.left
+        tightest = next((count.rule for count in self.counts if not count.over), None)
+        self.lines, self.reset = (b"", 0) if tightest is None else told(tightest)
+
+    def turn(self, starts: tuple[int, ...]) -> None:
+        """Begins the windows that are new."""
+        lefts = self.lefts()
+        for at, count in enumerate(self.counts):
+            if count.start != starts[count.period]:
+                count.start, lefts[at] = starts[count.period], count.most
+        self.set(lefts)
+
+
+class PlanHold(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """What one call took of a plan's rules: one request and one call under way, and so much, in the windows that began
+    at ``starts``, by period."""
+
+    plan: Plan
+    starts: tuple[int, ...]
+    tokens: int
+    cost_nano: int
+
+    def amount(self, unit: int) -> int:
+        """Returns what it took of a limit of that unit."""
+        return (1, self.tokens, self.cost_nano, 1)[unit]
+
+
+class ProcessCounters:
+    """Counters by plan, in the present windows.
+
+    Calls under way are remembered, not added up: what they hold is counted when somebody asks, and each call has that
+    much less to do.
+    """
+
+    def __init__(self) -> None:
+        self._tallies: dict[_Shared, Tally] = {}
+        self._places: dict[str, tuple[_Shared, Count]] = {}
+        """By the id of the rule."""
+        self._under_way: set[PlanHold] = set()
+        self._starts: tuple[int, ...] = ()
+        """The windows that plans were last counted in: while they are those of a hold, so are its tallies'."""
+
+    def take(
+        self, plan: Plan, starts: tuple[int, ...], tokens: int, cost_nano: int
+    ) -> tuple[PlanHold, Tally | None, Tally | None] | int:
+        """Takes the amounts of all limits or, where a hard one has no room, none; ``starts`` are by period.
+
+        Returns the hold, and the tallies of the tightest limits on requests and on tokens, those of which least
+        remains; or the place of the rule that refuses.
+        """
+        if plan.starts is not starts:
+            self._enter(plan, starts)
+        tight = tight_tokens = None
+        least = least_tokens = least_other = _LARGE
+        for tally in plan.of_request:
+            tally.left = left = tally.left - 1
+            if left < least:
+                least, tight = left, tally
+        for tally in plan.of_tokens:
+            tally.left = left = tally.left - tokens
+            if left < least_tokens:
+                least_tokens, tight_tokens = left, tally
+        for tally in plan.of_cost:
+            tally.left = left = tally.left - cost_nano
+            if left < least_other:
+                least_other = left
+        for tally in plan.of_call:
+            tally.left = left = tally.left - 1
+            if left < least_other:
+                least_other = left
+        hold = PlanHold(plan, starts, tokens, cost_nano)
+        if least < 0 or least_tokens < 0 or least_other < 0:
+            lefts = self._lefts(plan)
+            for at, rule in enumerate(plan.rules):
+                if rule.hard and lefts[at] < 0:
+                    self._give(hold, (0, 0, 0, 0))
+                    return at
+        self._under_way.add(hold)
+        return hold, tight, tight_tokens
+
+    def settle(self, hold: PlanHold, request: int, tokens: int, cost_nano: int) -> None:
+        """Gives back what was held and counts what was spent; nothing, in a window that is over."""
+        self._under_way.discard(hold)
+        if hold.starts is not self._starts:
+            self._give(hold, (request, tokens, cost_nano, 0))
+            return
+        plan = hold.plan
+        for tally in plan.of_call:
+            tally.left += 1
+        if not request:
+            for tally in plan.of_request:
+                tally.left += 1
+        more = hold.tokens - tokens
+        for tally in plan.of_tokens:
+            tally.left += more
+        more = hold.cost_nano - cost_nano
+        for tally in plan.of_cost:
+            tally.left += more
+
+    def look(self, plan: Plan, starts: tuple[int, ...]) -> list[int]:
+        """Returns what is used and held of each rule of a plan."""
+        if plan.starts is not starts:
+            self._enter(plan, starts)
+        return [self._most(rule) - left for rule, left in zip(plan.rules, self._lefts(plan), strict=True)]
+
+    def seed(self, rule: LimitRule, windows: Windows, spent: int) -> None:
+        """Sets what was spent before this start, unless the rule is counted already."""
+        if rule.id not in self._places:
+            shared = self._place(rule, windows[rule.period].start_ms)
+            self._add(shared, rule.id, -spent)
+
+    def used(self, rule: LimitRule, windows: Windows) -> Used:
+        """Returns how one limit stands."""
+        place = self._places.get(rule.id)
+        if place is None or place[1].start != windows[rule.period].start_ms:
+            return Used()
+        shared, count = place
+        tally = self._tallies[shared]
+        held = self._held(tally, count)
+        return Used(count.most - tally.left - count.over - held, held)
+
+    def forget(self, rule_id: str) -> None:
+        """Drops a limit that was removed."""
+        place = self._places.pop(rule_id, None)
+        if place is None:
+            return
+        shared, gone = place
+        tally = self._tallies[shared]
+        lefts = [left for left, count in zip(tally.lefts(), tally.counts, strict=True) if count is not gone]
+        tally.counts.remove(gone)
+        tally.set(lefts)
+        if not lefts:
+            del self._tallies[shared]
+
+    def _enter(self, plan: Plan, starts: tuple[int, ...]) -> None:
+        """Sets a plan's tallies to the present windows; the first time it gives the plan its tallies."""
+        if not plan.tallies:
+            of_unit: tuple[dict[_Shared, Tally], ...] = ({}, {}, {}, {})
+            for rule in plan.rules:
+                shared = self._place(rule, starts[PERIODS.index(rule.period)])
+                of_unit[shared[-1]][shared] = self._tallies[shared]
+            plan.of_request, plan.of_tokens, plan.of_cost, plan.of_call = (
+                next(iter(found.values())).alone if len(found) == 1 else tuple(found.values()) for found in of_unit
+            )
+            plan.tallies = (*plan.of_request, *plan.of_tokens, *plan.of_cost, *plan.of_call)
+        for tally in plan.tallies:
+            tally.turn(starts)
+        plan.starts = self._starts = starts
+
+    def _place(self, rule: LimitRule, start: int) -> _Shared:
+        """Puts a limit, or what is new of it, into its tally; returns which one."""
+        shared = (rule.subject_kind, rule.organisation, rule.subject_id, rule.model, UNITS[rule.measure])
+        place, most = self._places.get(rule.id), self._most(rule)
+        if place is not None and place[0] == shared and place[1].rule.period is rule.period:
+            count = place[1]
+            if count.rule != rule:
+                more, count.rule, count.most = most - count.most, rule, most
+                self._add(shared, rule.id, more)
+            return shared
+        self.forget(rule.id)
+        tally = self._tallies.get(shared)
+        if tally is None:
+            tally = self._tallies[shared] = Tally()
+        count = Count(rule, PERIODS.index(rule.period), start, most)
+        self._places[rule.id] = shared, count
+        # Calls under way will give back to all of a tally, so they hold of what is new in it, too.
+        lefts = [*tally.lefts(), most - self._held(tally, count)]
+        tally.counts.append(count)
+        tally.set(lefts)
+        return shared
+
+    def _add(self, shared: _Shared, rule_id: str, more: int) -> None:
+        """Leaves more of one limit."""
+        tally, lefts = self._tallies[shared], self._tallies[shared].lefts()
+        lefts[[count.rule.id for count in tally.counts].index(rule_id)] += more
+        tally.set(lefts)
+
+    def _give(self, hold: PlanHold, spent: tuple[int, int, int, int]) -> None:
+        """Settles a hold some of whose windows may be over: what is in those is past."""
+        plan = hold.plan
+        for unit, tallies in enumerate((plan.of_request, plan.of_tokens, plan.of_cost, plan.of_call)):
+            more = hold.amount(unit) - spent[unit]
+            for tally in tallies:
+                lefts = tally.lefts()
+                for at, count in enumerate(tally.counts):
+                    if count.start == hold.starts[count.period]:
+                        lefts[at] += more
+                tally.set(lefts)
+
+    def _lefts(self, plan: Plan) -> list[int]:
+        """Returns what is left of each rule of a plan."""
+        places = [self._places[rule.id] for rule in plan.rules]
+        return [self._tallies[shared].left + count.over for shared, count in places]
+
+    def _held(self, tally: Tally, count: Count) -> int:
+        """Returns what calls under way hold of one limit."""
+        unit = UNITS[count.rule.measure]
+        return sum(
+            hold.amount(unit)
+            for hold in self._under_way
+            if tally in hold.plan.tallies and hold.starts[count.period] == count.start
+        )
+
+    def _most(self, rule: LimitRule) -> int:
+        return rule.value if rule.hard else ENDLESS
