@@ -151,7 +151,7 @@ async def test_settling_gives_back_and_counts(replicas: Replicas) -> None:
     assert isinstance(await replicas.take(3, 10), Refusal)
     for number, grant in enumerate(grants):
         assert isinstance(grant, Grant)
-        replicas.limiters[number % len(replicas.limiters)].settle(grant.hold, 1, 7, 0)
+        replicas.limiters[number % len(replicas.limiters)].settle(grant, 1, 7, 0)
 
     async def settled() -> bool:
         return [await replicas.used(rule) for rule in rules] == [(21, 0), (0, 0)]
@@ -167,7 +167,7 @@ async def test_another_model_is_taken_instead(replicas: Replicas) -> None:
     limiter = replicas.limiters[0]
     grant = await replicas.take(0, 60)
     assert isinstance(grant, Grant)
-    again = limiter.take(limiter.plan(CALLER, "other"), Order("other", 0, 60, 0, 0), grant.hold)
+    again = limiter.take(limiter.plan(CALLER, "other"), Order("other", 0, 60, 0, 0), grant)
     assert isinstance(await again if isinstance(again, Awaitable) else again, Grant)
     assert [await replicas.used(each) for each in (rule, first)] == [(0, 1), (0, 0)]
 
@@ -300,7 +300,7 @@ async def test_what_was_used_meanwhile_is_told(
     late = await pair.replicas.take(0, 100)
     for grant, spent in ((early, 30), (late, 7)):
         assert isinstance(grant, Grant)
-        pair.replicas.limiters[0].settle(grant.hold, 1, spent, 0)
+        pair.replicas.limiters[0].settle(grant, 1, spent, 0)
     store.thaw()
     assert await pair.up()
 
@@ -317,7 +317,7 @@ async def test_a_store_that_forgot_is_filled_from_the_ledger(pair: Pair, store: 
     grant = await pair.replicas.take(0, 100)
     store.kill()
     assert isinstance(grant, Grant)
-    pair.replicas.limiters[0].settle(grant.hold, 1, 40, 0)
+    pair.replicas.limiters[0].settle(grant, 1, 40, 0)
     pair.replicas.ledger.spent[rule.id], pair.replicas.ledger.asked = 240, 0
     await asyncio.to_thread(store.start)
     assert await pair.up()
@@ -357,7 +357,7 @@ async def test_a_caller_who_leaves_while_the_store_is_asked_holds_nothing(pair: 
     found = await asyncio.gather(*tasks, return_exceptions=True)
     for number, grant in enumerate(found):
         if isinstance(grant, Grant):
-            pair.replicas.limiters[number % 2].settle(grant.hold, 0, 0, 0)
+            pair.replicas.limiters[number % 2].settle(grant, 0, 0, 0)
 
     async def free() -> bool:
         return await pair.replicas.used(rule) == (0, 0)

@@ -21,13 +21,12 @@ class Order(msgspec.Struct, frozen=True, gc=False):
     least_answer_tokens: int
 
 
-class Grant(msgspec.Struct, frozen=True, gc=False):
-    """The call may go on. ``hold`` is to be settled when it has ended; ``headers`` belong to its answer.
+class Grant(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """The call may go on; to be settled when it has ended. ``headers`` belong to its answer.
 
-    ``answer_tokens`` is what was set aside for the answer.
+    ``answer_tokens`` is what was set aside for the answer. Who counts says in a subclass what was taken.
     """
 
-    hold: object
     answer_tokens: int
     headers: Headers
 

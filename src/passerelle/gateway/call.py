@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from passerelle.catalog.snapshot import Snapshot
 from passerelle.domain.client import Headers
 from passerelle.domain.errors import PasserelleError
+from passerelle.domain.limit import Grant
 from passerelle.domain.model import Model, Target
 from passerelle.domain.principal import Principal
 from passerelle.domain.request import Request, dropped_header
@@ -65,7 +66,7 @@ class Call:
     """The service that makes this call, None when a caller made it."""
     prompt_tokens: int | None = None
     """What the model's tokenizer counted, None when it was not asked."""
-    hold: object | None = None
+    grant: Grant | None = None
     """What limits have set aside for it, until it is settled."""
     limit_headers: Headers = field(default_factory=list)
     answer_bounded: bool = False

@@ -50,11 +50,11 @@ class Limits(Protocol):
         """Returns what limits the caller's calls of a model, None when nothing does."""
 
     def take(
-        self, plan: Any, order: Order, instead_of: object | None = None
+        self, plan: Any, order: Order, instead_of: Grant | None = None
     ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
         """Sets aside what a call may use, of all its limits or of none; gives back ``instead_of`` in the same step."""
 
-    def settle(self, hold: object, request: int, tokens: int, cost_nano: int) -> None:
+    def settle(self, grant: Grant, request: int, tokens: int, cost_nano: int) -> None:
         """Gives back what was set aside and counts what was used. ``request`` is 0 when the call counts as none."""
 
     def cost_nano(self, model: str, at_ms: int, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
@@ -75,7 +75,7 @@ class Reservations:
         Returns None when no limit counts it. Raises LimitReached or QuotaExhausted, at once or when awaited.
         """
         plan = self._limits.plan(call.principal, model.name)
-        if plan is None and call.hold is None:
+        if plan is None and call.grant is None:
             return None
         request = call.request
         if call.answer_bounded:
@@ -85,9 +85,9 @@ class Reservations:
         if plan is not None and plan.counts_tokens and request.operation in _GENERATING:
             prompt = call.prompt_tokens if call.prompt_tokens is not None else prompt_bound(request)
         result = self._take(call, model, plan, prompt)
-        if type(result) is not Grant:
+        if not isinstance(result, Grant):
             return self._conclude(call, model, pool, plan, prompt, result)
-        call.hold, call.limit_headers = result.hold, result.headers
+        call.grant, call.limit_headers = result, result.headers
         if plan is not None and plan.bounds_answers and request.max_tokens is None:
             _bound_answer(call, result.answer_tokens)
         return None
@@ -111,7 +111,7 @@ class Reservations:
                 found = again if isinstance(again, Grant | Refusal) else await again
         if isinstance(found, Refusal):
             raise found.error
-        call.hold, call.limit_headers = found.hold, found.headers
+        call.grant, call.limit_headers = found, found.headers
         if plan is not None and plan.bounds_answers:
             _bound_answer(call, found.answer_tokens)
 
@@ -126,9 +126,9 @@ class Reservations:
             else:
                 answer, least = self._answer(request, model, prompt)
         order = Order(model.name, int(call.arrived_at * 1000), prompt, answer, least)
-        before = call.hold
+        before = call.grant
         if before is not None:
-            call.hold = None
+            call.grant = None
         return self._limits.take(plan, order, before)
 
     def _answer(self, request: Request, model: Model, prompt: int) -> tuple[int, int]:
@@ -165,11 +165,11 @@ class Reservations:
                     usage.cached_tokens,
                     usage.completion_tokens,
                 )
-        hold = call.hold
-        if hold is not None:
-            call.hold = None
+        grant = call.grant
+        if grant is not None:
+            call.grant = None
             request = 0 if call.outcome in REFUNDED else 1
-            self._limits.settle(hold, request, usage.prompt_tokens + usage.completion_tokens, call.cost_nano)
+            self._limits.settle(grant, request, usage.prompt_tokens + usage.completion_tokens, call.cost_nano)
 
 
 def _bound_answer(call: Call, tokens: int) -> None:

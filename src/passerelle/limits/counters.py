@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -32,12 +32,12 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
 class Taken(msgspec.Struct, frozen=True, gc=False):
     """How taking went. ``used`` is of each rule: with this call's amount when it passed, without when it did not.
 
-    ``hold`` is a `Hold`, or what stands for it where one process counts. ``refused`` is the index of the first hard
+    ``refused`` is the index of the first hard
     rule that has no room, None when the call passed.
     """
 
     used: Sequence[int]
-    hold: Any = None
+    hold: Hold | None = None
     refused: int | None = None
 
 

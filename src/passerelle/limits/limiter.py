@@ -12,7 +12,7 @@ from passerelle.domain.limit import Grant, Order, Refusal
 from passerelle.limits.book import TOLD, UNITS, Book, Plan, told
 from passerelle.limits.counters import Hold, LocalCounters, SharedCounters, Taken, Used, Windows
 from passerelle.limits.price import Price, amount_text
-from passerelle.limits.process import PlanHold, ProcessCounters
+from passerelle.limits.process import PlanGrant, ProcessCounters
 from passerelle.limits.rule import Calendar, LimitRule, Measure, Period, Second, SubjectKind, Window, duration
 
 logger = logging.getLogger(__name__)
@@ -70,11 +70,11 @@ class Limiter:
         return 0
 
     def take(
-        self, plan: Plan | None, order: Order, instead_of: object | None = None
+        self, plan: Plan | None, order: Order, instead_of: Grant | None = None
     ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
         """Sets aside what a call may use, of all its limits or of none.
 
-        ``instead_of`` is the hold of an earlier try of the same call, given back in the same step.
+        ``instead_of`` is the grant of an earlier try of the same call, given back in the same step.
         """
         plan = plan or _UNLIMITED
         counters = self._alone
@@ -83,35 +83,27 @@ class Limiter:
         # The shortest way, as most calls take it: where one process counts.
         second = self.calendar.second()
         if instead_of is not None:
-            assert isinstance(instead_of, PlanHold)
-            counters.settle(instead_of, 0, 0, 0)
-        at_ms, price = order.at_ms, None
+            self.settle(instead_of, 0, 0, 0)
+        at_ms, prompt, answer, price = order.at_ms, order.prompt_tokens, order.answer_tokens, None
         for each in plan.prices:
             if each.from_ms <= at_ms:
                 price = each
                 break
-        answer = order.answer_tokens
         if order.least_answer_tokens < answer and plan.bounds_answers:
             answer, _ = _amounts(plan, order, price, counters.look(plan, second.starts))
-        tokens = order.prompt_tokens + answer
-        cost_nano = 0 if price is None else price.bound_nano(order.prompt_tokens, answer)
-        result = counters.take(plan, second.starts, tokens, cost_nano)
-        if isinstance(result, int) or plan.soft:
-            used = counters.look(plan, second.starts)
-            taken = Taken(used, refused=result) if isinstance(result, int) else Taken(used, result[0])
-            return self._result(plan, taken, answer, plan.amounts(tokens, cost_nano), second)
-        hold, of_requests, of_tokens = result
-        resets, text = second.resets, b""
-        if of_requests is not None:
-            text = b"%b%d%b" % (of_requests.lines, of_requests.left, resets[of_requests.reset])
-        if of_tokens is not None:
-            text += b"%b%d%b" % (of_tokens.lines, of_tokens.left, resets[of_tokens.reset])
-        return Grant(hold, answer, [(b"", text)] if text else [])
+        cost_nano = 0 if price is None else price.bound_nano(prompt, answer)
+        result = counters.take(plan, second, prompt + answer, cost_nano, answer)
+        if isinstance(result, int):
+            taken = Taken(counters.look(plan, second.starts), refused=result)
+            return self._result(plan, taken, answer, plan.amounts(prompt + answer, cost_nano), second)
+        if plan.soft:
+            self._warn(plan, counters.look(plan, second.starts), second.windows, result.headers)
+        return result
 
     def _take_elsewhere(
-        self, plan: Plan, order: Order, instead_of: object | None
+        self, plan: Plan, order: Order, instead_of: Grant | None
     ) -> Grant | Refusal | Awaitable[Grant | Refusal]:
-        before = instead_of if isinstance(instead_of, Hold) else None
+        before = instead_of.hold if isinstance(instead_of, _RuleGrant) else None
         if self._shared is not None:
             return self._take_shared(self._shared, plan, order, before)
         local = self._local
@@ -142,18 +134,18 @@ class Limiter:
                 taken = await shared.take(plan.rules, windows, amounts, None)
         return self._result(plan, taken, answer, amounts, second)
 
-    def settle(self, hold: object, request: int, tokens: int, cost_nano: int) -> None:
+    def settle(self, grant: Grant, request: int, tokens: int, cost_nano: int) -> None:
         """Gives back what was set aside and counts what was used; at once, whatever happened."""
-        if isinstance(hold, PlanHold):
+        if isinstance(grant, PlanGrant):
             assert self._alone is not None
-            self._alone.settle(hold, request, tokens, cost_nano)
+            self._alone.settle(grant, request, tokens, cost_nano)
             return
         of_unit = (request, tokens, cost_nano, 0)
-        assert isinstance(hold, Hold)
-        amounts = [of_unit[UNITS[rule.measure]] for rule in hold.rules]
+        assert isinstance(grant, _RuleGrant)
+        amounts = [of_unit[UNITS[rule.measure]] for rule in grant.hold.rules]
         counters = self._shared or self._local
         assert not isinstance(counters, ProcessCounters)
-        counters.settle(hold, amounts)
+        counters.settle(grant.hold, amounts)
 
     async def standings(self, rules: Sequence[LimitRule]) -> list[tuple[Used, Window]]:
         """Returns what is used of each limit in its present window."""
@@ -190,7 +182,8 @@ class Limiter:
             return Refusal(error, estimate_matters=rule.measure in (Measure.TOKENS, Measure.COST))
         if plan.soft:
             self._warn(plan, taken.used, second.windows, headers)
-        return Grant(taken.hold, answer, headers)
+        assert taken.hold is not None
+        return _RuleGrant(answer, headers, taken.hold)
 
     def _warn(self, plan: Plan, used: Sequence[int], windows: Windows, headers: Headers) -> None:
         """Tells the caller which soft limits are passed, and the operator the first time in each window."""
@@ -243,6 +236,12 @@ class Limiter:
         return LimitReached(
             f"The limit of {whose} is {limit}: retry in {duration(wait_s)}.", retry_after_s=wait_s, headers=given
         )
+
+
+class _RuleGrant(Grant, frozen=True, gc=False, eq=False):
+    """What one call took, rule by rule."""
+
+    hold: Hold
 
 
 _UNLIMITED = Plan.of(())

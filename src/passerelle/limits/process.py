@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
-
+from passerelle.domain.client import Headers
+from passerelle.domain.limit import Grant
 from passerelle.limits.book import ENDLESS, UNITS, Plan, told
 from passerelle.limits.counters import Used, Windows
-from passerelle.limits.rule import PERIODS, LimitRule, SubjectKind
+from passerelle.limits.rule import PERIODS, LimitRule, Second, SubjectKind
 
 _LARGE = 2 * ENDLESS
 """More than is left of anything."""
+_TOLD = ENDLESS // 2
+"""More than is left of any hard limit, and less than of a soft one, which answers do not tell."""
 _Shared = tuple[SubjectKind, str, str, str, int]
 """What limits of one tally have in common: kind, organisation and id of the subject, model, unit."""
 
@@ -73,7 +75,7 @@ class Tally:
         self.set(lefts)
 
 
-class PlanHold(msgspec.Struct, frozen=True, gc=False, eq=False):
+class PlanGrant(Grant, frozen=True, gc=False, eq=False):
     """What one call took of a plan's rules: one request and one call under way, and so much, in the windows that began
     at ``starts``, by period."""
 
@@ -98,22 +100,23 @@ class ProcessCounters:
         self._tallies: dict[_Shared, Tally] = {}
         self._places: dict[str, tuple[_Shared, Count]] = {}
         """By the id of the rule."""
-        self._under_way: set[PlanHold] = set()
+        self._under_way: set[PlanGrant] = set()
         self._starts: tuple[int, ...] = ()
-        """The windows that plans were last counted in: while they are those of a hold, so are its tallies'."""
+        """The windows that plans were last counted in: while they are those of a grant, so are its tallies'."""
 
-    def take(
-        self, plan: Plan, starts: tuple[int, ...], tokens: int, cost_nano: int
-    ) -> tuple[PlanHold, Tally | None, Tally | None] | int:
-        """Takes the amounts of all limits or, where a hard one has no room, none; ``starts`` are by period.
+    def take(self, plan: Plan, second: Second, tokens: int, cost_nano: int, answer_tokens: int = 0) -> PlanGrant | int:
+        """Takes the amounts of all limits or, where a hard one has no room, none; ``answer_tokens`` are part of
+        ``tokens``.
 
-        Returns the hold, and the tallies of the tightest limits on requests and on tokens, those of which least
-        remains; or the place of the rule that refuses.
+        The answer tells the tightest of the limits on requests and on tokens, those of which least remains. Returns the
+        place of the rule that refuses, if one does.
         """
+        starts = second.starts
         if plan.starts is not starts:
             self._enter(plan, starts)
         tight = tight_tokens = None
-        least = least_tokens = least_other = _LARGE
+        least = least_tokens = _TOLD
+        short = False
         for tally in plan.of_request:
             tally.left = left = tally.left - 1
             if left < least:
@@ -124,38 +127,48 @@ class ProcessCounters:
                 least_tokens, tight_tokens = left, tally
         for tally in plan.of_cost:
             tally.left = left = tally.left - cost_nano
-            if left < least_other:
-                least_other = left
+            if left < 0:
+                short = True
         for tally in plan.of_call:
             tally.left = left = tally.left - 1
-            if left < least_other:
-                least_other = left
-        hold = PlanHold(plan, starts, tokens, cost_nano)
-        if least < 0 or least_tokens < 0 or least_other < 0:
+            if left < 0:
+                short = True
+        resets = second.resets
+        headers: Headers = []
+        if tight is not None and tight_tokens is not None:
+            of_request, of_tokens = resets[tight.reset], resets[tight_tokens.reset]
+            text = b"%b%d%b%b%d%b" % (tight.lines, least, of_request, tight_tokens.lines, least_tokens, of_tokens)
+            headers.append((b"", text))
+        elif tight is not None:
+            headers.append((b"", b"%b%d%b" % (tight.lines, least, resets[tight.reset])))
+        elif tight_tokens is not None:
+            headers.append((b"", b"%b%d%b" % (tight_tokens.lines, least_tokens, resets[tight_tokens.reset])))
+        grant = PlanGrant(answer_tokens, headers, plan, starts, tokens, cost_nano)
+        if short or least < 0 or least_tokens < 0:
             lefts = self._lefts(plan)
             for at, rule in enumerate(plan.rules):
                 if rule.hard and lefts[at] < 0:
-                    self._give(hold, (0, 0, 0, 0))
+                    self._give(grant, (0, 0, 0, 0))
                     return at
-        self._under_way.add(hold)
-        return hold, tight, tight_tokens
+        self._under_way.add(grant)
+        return grant
 
-    def settle(self, hold: PlanHold, request: int, tokens: int, cost_nano: int) -> None:
+    def settle(self, grant: PlanGrant, request: int, tokens: int, cost_nano: int) -> None:
         """Gives back what was held and counts what was spent; nothing, in a window that is over."""
-        self._under_way.discard(hold)
-        if hold.starts is not self._starts:
-            self._give(hold, (request, tokens, cost_nano, 0))
+        self._under_way.discard(grant)
+        if grant.starts is not self._starts:
+            self._give(grant, (request, tokens, cost_nano, 0))
             return
-        plan = hold.plan
+        plan = grant.plan
         for tally in plan.of_call:
             tally.left += 1
         if not request:
             for tally in plan.of_request:
                 tally.left += 1
-        more = hold.tokens - tokens
+        more = grant.tokens - tokens
         for tally in plan.of_tokens:
             tally.left += more
-        more = hold.cost_nano - cost_nano
+        more = grant.cost_nano - cost_nano
         for tally in plan.of_cost:
             tally.left += more
 
@@ -237,15 +250,15 @@ class ProcessCounters:
         lefts[[count.rule.id for count in tally.counts].index(rule_id)] += more
         tally.set(lefts)
 
-    def _give(self, hold: PlanHold, spent: tuple[int, int, int, int]) -> None:
-        """Settles a hold some of whose windows may be over: what is in those is past."""
-        plan = hold.plan
+    def _give(self, grant: PlanGrant, spent: tuple[int, int, int, int]) -> None:
+        """Settles what was taken in windows of which some may be over: what is in those is past."""
+        plan = grant.plan
         for unit, tallies in enumerate((plan.of_request, plan.of_tokens, plan.of_cost, plan.of_call)):
-            more = hold.amount(unit) - spent[unit]
+            more = grant.amount(unit) - spent[unit]
             for tally in tallies:
                 lefts = tally.lefts()
                 for at, count in enumerate(tally.counts):
-                    if count.start == hold.starts[count.period]:
+                    if count.start == grant.starts[count.period]:
                         lefts[at] += more
                 tally.set(lefts)
 
@@ -258,9 +271,9 @@ class ProcessCounters:
         """Returns what calls under way hold of one limit."""
         unit = UNITS[count.rule.measure]
         return sum(
-            hold.amount(unit)
-            for hold in self._under_way
-            if tally in hold.plan.tallies and hold.starts[count.period] == count.start
+            grant.amount(unit)
+            for grant in self._under_way
+            if tally in grant.plan.tallies and grant.starts[count.period] == count.start
         )
 
     def _most(self, rule: LimitRule) -> int:

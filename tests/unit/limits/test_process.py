@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, replace
 
 from hypothesis import settings
@@ -11,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from passerelle.limits.book import UNITS, Plan
 from passerelle.limits.counters import Used
-from passerelle.limits.process import PlanHold, ProcessCounters
+from passerelle.limits.process import PlanGrant, ProcessCounters
 from passerelle.limits.rule import DAY_MS, MINUTE_MS, Calendar, LimitRule, Measure, Period, SubjectKind, window
 
 COST = 7
@@ -63,7 +64,7 @@ class PlanMachine(RuleBasedStateMachine):
         self.counters = ProcessCounters()
         self.mine: dict[str, LimitRule] = {each.id: each for each in (REQUESTS, TOKENS)}
         self.plans: list[Plan] = []
-        self.live: list[PlanHold] = []
+        self.live: list[PlanGrant] = []
         self.ended: list[Ended] = []
         self.names = map(str, itertools.count())
         self.replan()
@@ -85,7 +86,7 @@ class PlanMachine(RuleBasedStateMachine):
         return Used(sum(each.spent[unit] for each in self.ended if of.id in each.of and each.starts[at] == start), held)
 
     @rule(target=holds, tokens=st.integers(0, 30), who=st.integers(0, 1))
-    def take(self, tokens: int, who: int) -> PlanHold | None:
+    def take(self, tokens: int, who: int) -> PlanGrant | None:
         """A call asks, and is let through or refused by the first limit without room."""
         plan = self.plans[who]
         amounts = plan.amounts(tokens, tokens * COST)
@@ -96,25 +97,29 @@ class PlanMachine(RuleBasedStateMachine):
             if each.hard and used.settled + used.held + amount > each.value
         ]
         second = self.calendar.second()
-        result = self.counters.take(plan, second.starts, tokens, tokens * COST)
+        result = self.counters.take(plan, second, tokens, tokens * COST)
         if refusing:
             assert result == refusing[0]
             return None
-        assert isinstance(result, tuple)
-        hold, *tight = result
-        self.live.append(hold)
-        for measure, found in zip((Measure.REQUESTS, Measure.TOKENS), tight, strict=True):
-            told = [each for each in plan.rules if each.hard and each.measure is measure]
-            used = map(self.expected, told)
-            left = [each.value - one.settled - one.held for each, one in zip(told, used, strict=True)]
-            if told:
-                assert found is not None
-                assert found.left == min(left)
-                assert b"limit-%b: %d" % (measure.encode(), told[left.index(min(left))].value) in found.lines
-        return hold
+        assert isinstance(result, PlanGrant)
+        self.live.append(result)
+        lines = b"".join(text for _, text in result.headers).decode()
+        for measure in (Measure.REQUESTS, Measure.TOKENS):
+            left = []
+            for each in plan.rules:
+                if each.hard and each.measure is measure:
+                    used = self.expected(each)
+                    left.append((each.value - used.settled - used.held, each.value))
+            head = f"x-ratelimit-limit-{measure}: (\\d+)\r\nx-ratelimit-remaining-{measure}: (\\d+)\r\n"
+            found = [(int(remains), int(value)) for value, remains in re.findall(head, lines)]
+            assert len(found) == (1 if left else 0)
+            if left:
+                assert found[0] in left
+                assert found[0][0] == min(left)[0]
+        return result
 
     @rule(hold=consumes(holds), request=st.integers(0, 1), share=st.floats(0, 1.2))
-    def settle(self, hold: PlanHold | None, request: int, share: float) -> None:
+    def settle(self, hold: PlanGrant | None, request: int, share: float) -> None:
         """A call ends, having used some of what it took, or more."""
         if hold is None:
             return
@@ -173,18 +178,18 @@ def test_what_was_spent_before_counts_on() -> None:
     second = Calendar(lambda: 1e9).second()
     counters.seed(budget, second.windows, 60)
     counters.seed(budget, second.windows, 99)
-    assert counters.take(Plan.of([budget]), second.starts, 1, 41) == 0
-    assert isinstance(counters.take(Plan.of([budget]), second.starts, 1, 40), tuple)
+    assert counters.take(Plan.of([budget]), second, 1, 41) == 0
+    assert isinstance(counters.take(Plan.of([budget]), second, 1, 40), PlanGrant)
 
 
 def test_a_removed_limit_is_forgotten() -> None:
     """What is not a limit any more takes no room, and calls that it let through end as if it had never been."""
     counters, second = ProcessCounters(), Calendar(lambda: 1e9).second()
     plan = Plan.of([TOKENS])
-    taken = counters.take(plan, second.starts, 40, 0)
-    assert isinstance(taken, tuple)
+    taken = counters.take(plan, second, 40, 0)
+    assert isinstance(taken, PlanGrant)
     counters.forget(TOKENS.id)
-    counters.settle(taken[0], 1, 3, 0)
+    counters.settle(taken, 1, 3, 0)
     assert counters.used(TOKENS, second.windows) == Used()
     assert not counters._tallies
     assert not counters._places
@@ -198,10 +203,10 @@ def test_plans_that_share_a_limit_keep_their_windows_apart() -> None:
     calendar_s = [20_000.0 * DAY_MS / 1000]
     calendar = Calendar(lambda: calendar_s[0])
 
-    def take(plan: Plan) -> PlanHold:
-        result = counters.take(plan, calendar.second().starts, 10, 0)
-        assert isinstance(result, tuple)
-        return result[0]
+    def take(plan: Plan) -> PlanGrant:
+        result = counters.take(plan, calendar.second(), 10, 0)
+        assert isinstance(result, PlanGrant)
+        return result
 
     early, kept = take(mine), take(mine)
     counters.settle(kept, 1, 4, 0)
@@ -217,13 +222,13 @@ def test_plans_that_share_a_limit_keep_their_windows_apart() -> None:
 def test_a_plan_that_is_refused_has_taken_nothing() -> None:
     """What was taken of the limits before the one without room is given back at once."""
     counters, plan = ProcessCounters(), Plan.of([REQUESTS, TOKENS, CONCURRENT])
-    starts = Calendar(lambda: 1e9).second().starts
+    second = Calendar(lambda: 1e9).second()
     for _ in range(2):
-        assert isinstance(counters.take(plan, starts, 20, 0), tuple)
-    refused = counters.take(plan, starts, 1, 0)
+        assert isinstance(counters.take(plan, second, 20, 0), PlanGrant)
+    refused = counters.take(plan, second, 1, 0)
     assert isinstance(refused, int)
     assert plan.rules[refused] is TOKENS
-    used = dict(zip(plan.rules, counters.look(plan, starts), strict=True))
+    used = dict(zip(plan.rules, counters.look(plan, second.starts), strict=True))
     assert used == {REQUESTS: 2, TOKENS: 40, CONCURRENT: 2}
 
 
@@ -231,13 +236,13 @@ def test_a_limit_that_gets_another_value_goes_on_counting() -> None:
     """What was used, and what calls under way hold, stays when the limit is raised, lowered or made soft."""
     counters, calendar = ProcessCounters(), Calendar(lambda: 1e9)
     second = calendar.second()
-    taken = counters.take(Plan.of([TOKENS]), second.starts, 30, 0)
-    assert isinstance(taken, tuple)
+    taken = counters.take(Plan.of([TOKENS]), second, 30, 0)
+    assert isinstance(taken, PlanGrant)
     for value, hard, passes in ((35, True, False), (60, True, True), (1, False, True)):
-        result = counters.take(Plan.of([replace(TOKENS, value=value, hard=hard)]), second.starts, 10, 0)
-        assert isinstance(result, tuple) is passes
-        if isinstance(result, tuple):
-            counters.settle(result[0], 1, 0, 0)
+        result = counters.take(Plan.of([replace(TOKENS, value=value, hard=hard)]), second, 10, 0)
+        assert isinstance(result, PlanGrant) is passes
+        if isinstance(result, PlanGrant):
+            counters.settle(result, 1, 0, 0)
         assert counters.used(TOKENS, second.windows) == Used(0, 30)
-    counters.settle(taken[0], 1, 12, 0)
+    counters.settle(taken, 1, 12, 0)
     assert counters.used(TOKENS, second.windows) == Used(12, 0)
