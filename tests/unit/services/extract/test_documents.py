@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -233,13 +234,19 @@ async def test_a_caller_who_leaves_ends_the_child() -> None:
 
 def children() -> list[str]:
     """Returns the children of this process that read files."""
-    found = []
+    pids: list[str] = []
     for thread in Path("/proc/self/task").iterdir():
-        for pid in (thread / "children").read_text().split():
-            command = Path(f"/proc/{pid}/cmdline")
-            if command.exists() and b"extract.child" in command.read_bytes():
-                found.append(pid)
-    return found
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            pids += (thread / "children").read_text().split()
+    return [pid for pid in pids if b"extract.child" in command_of(pid)]
+
+
+def command_of(pid: str) -> bytes:
+    """Returns the command line of a process, nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 async def test_many_files_are_read_a_few_at_a_time() -> None:
