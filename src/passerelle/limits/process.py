@@ -42,14 +42,17 @@ class Count:
 @dataclass(slots=True, eq=False)
 class Tally:
     """Limits that count the same amounts of the same calls. ``left`` is of the tightest, and ``lines`` and ``reset``
-    are what `told` says of that one."""
+    are what `told` says of that one. ``shared`` is what they have in common."""
 
+    shared: _Shared
     left: int = _LARGE
     lines: bytes = b""
     reset: int = 0
     counts: list[Count] = field(default_factory=list)
     alone: tuple[Tally, ...] = ()
     """Itself only: for all plans that have nothing else of its kind."""
+    planned: bool = False
+    """Calls may have taken of it."""
 
     def __post_init__(self) -> None:
         self.alone = (self,)
@@ -65,6 +68,12 @@ class Tally:
             count.over = left - self.left
         tightest = next((count.rule for count in self.counts if not count.over), None)
         self.lines, self.reset = (b"", 0) if tightest is None else told(tightest)
+
+    def add(self, at: int, more: int) -> None:
+        """Leaves more of one limit."""
+        lefts = self.lefts()
+        lefts[at] += more
+        self.set(lefts)
 
     def turn(self, starts: tuple[int, ...]) -> None:
         """Begins the windows that are new."""
@@ -98,7 +107,7 @@ class ProcessCounters:
 
     def __init__(self) -> None:
         self._tallies: dict[_Shared, Tally] = {}
-        self._places: dict[str, tuple[_Shared, Count]] = {}
+        self._places: dict[str, tuple[Tally, Count]] = {}
         """By the id of the rule."""
         self._under_way: set[PlanGrant] = set()
         self._starts: tuple[int, ...] = ()
@@ -145,9 +154,9 @@ class ProcessCounters:
             headers.append((b"", b"%b%d%b" % (tight_tokens.lines, least_tokens, resets[tight_tokens.reset])))
         grant = PlanGrant(answer_tokens, headers, plan, starts, tokens, cost_nano)
         if short or least < 0 or least_tokens < 0:
-            lefts = self._lefts(plan)
             for at, rule in enumerate(plan.rules):
-                if rule.hard and lefts[at] < 0:
+                tally, count = self._places[rule.id]
+                if rule.hard and tally.left + count.over < 0:
                     self._give(grant, (0, 0, 0, 0))
                     return at
         self._under_way.add(grant)
@@ -176,21 +185,21 @@ class ProcessCounters:
         """Returns what is used and held of each rule of a plan."""
         if plan.starts is not starts:
             self._enter(plan, starts)
-        return [self._most(rule) - left for rule, left in zip(plan.rules, self._lefts(plan), strict=True)]
+        places = [self._places[rule.id] for rule in plan.rules]
+        return [count.most - tally.left - count.over for tally, count in places]
 
     def seed(self, rule: LimitRule, windows: Windows, spent: int) -> None:
         """Sets what was spent before this start, unless the rule is counted already."""
         if rule.id not in self._places:
-            shared = self._place(rule, windows[rule.period].start_ms)
-            self._add(shared, rule.id, -spent)
+            tally = self._place(rule, windows[rule.period].start_ms)
+            tally.add(-1, -spent)
 
     def used(self, rule: LimitRule, windows: Windows) -> Used:
         """Returns how one limit stands."""
         place = self._places.get(rule.id)
         if place is None or place[1].start != windows[rule.period].start_ms:
             return Used()
-        shared, count = place
-        tally = self._tallies[shared]
+        tally, count = place
         held = self._held(tally, count)
         return Used(count.most - tally.left - count.over - held, held)
 
@@ -199,56 +208,50 @@ class ProcessCounters:
         place = self._places.pop(rule_id, None)
         if place is None:
             return
-        shared, gone = place
-        tally = self._tallies[shared]
-        lefts = [left for left, count in zip(tally.lefts(), tally.counts, strict=True) if count is not gone]
+        tally, gone = place
+        lefts = tally.lefts()
+        del lefts[tally.counts.index(gone)]
         tally.counts.remove(gone)
         tally.set(lefts)
         if not lefts:
-            del self._tallies[shared]
+            del self._tallies[tally.shared]
 
     def _enter(self, plan: Plan, starts: tuple[int, ...]) -> None:
         """Sets a plan's tallies to the present windows; the first time it gives the plan its tallies."""
         if not plan.tallies:
             of_unit: tuple[dict[_Shared, Tally], ...] = ({}, {}, {}, {})
             for rule in plan.rules:
-                shared = self._place(rule, starts[PERIODS.index(rule.period)])
-                of_unit[shared[-1]][shared] = self._tallies[shared]
+                tally = self._place(rule, starts[PERIODS.index(rule.period)])
+                of_unit[UNITS[rule.measure]][tally.shared] = tally
             plan.of_request, plan.of_tokens, plan.of_cost, plan.of_call = (
                 next(iter(found.values())).alone if len(found) == 1 else tuple(found.values()) for found in of_unit
             )
             plan.tallies = (*plan.of_request, *plan.of_tokens, *plan.of_cost, *plan.of_call)
         for tally in plan.tallies:
+            tally.planned = True
             tally.turn(starts)
         plan.starts = self._starts = starts
 
-    def _place(self, rule: LimitRule, start: int) -> _Shared:
-        """Puts a limit, or what is new of it, into its tally; returns which one."""
+    def _place(self, rule: LimitRule, start: int) -> Tally:
+        """Puts a limit, or what is new of it, into its tally; a new one is the last there."""
         shared = (rule.subject_kind, rule.organisation, rule.subject_id, rule.model, UNITS[rule.measure])
-        place, most = self._places.get(rule.id), self._most(rule)
-        if place is not None and place[0] == shared and place[1].rule.period is rule.period:
-            count = place[1]
+        place, most = self._places.get(rule.id), rule.value if rule.hard else ENDLESS
+        if place is not None and place[0].shared == shared and place[1].rule.period is rule.period:
+            tally, count = place
             if count.rule != rule:
                 more, count.rule, count.most = most - count.most, rule, most
-                self._add(shared, rule.id, more)
-            return shared
+                tally.add(tally.counts.index(count), more)
+            return tally
         self.forget(rule.id)
-        tally = self._tallies.get(shared)
-        if tally is None:
-            tally = self._tallies[shared] = Tally()
+        found = self._tallies.get(shared)
+        tally = self._tallies[shared] = found or Tally(shared)
         count = Count(rule, PERIODS.index(rule.period), start, most)
-        self._places[rule.id] = shared, count
+        self._places[rule.id] = tally, count
         # Calls under way will give back to all of a tally, so they hold of what is new in it, too.
-        lefts = [*tally.lefts(), most - self._held(tally, count)]
+        lefts = [*tally.lefts(), most - (self._held(tally, count) if tally.planned else 0)]
         tally.counts.append(count)
         tally.set(lefts)
-        return shared
-
-    def _add(self, shared: _Shared, rule_id: str, more: int) -> None:
-        """Leaves more of one limit."""
-        tally, lefts = self._tallies[shared], self._tallies[shared].lefts()
-        lefts[[count.rule.id for count in tally.counts].index(rule_id)] += more
-        tally.set(lefts)
+        return tally
 
     def _give(self, grant: PlanGrant, spent: tuple[int, int, int, int]) -> None:
         """Settles what was taken in windows of which some may be over: what is in those is past."""
@@ -262,11 +265,6 @@ class ProcessCounters:
                         lefts[at] += more
                 tally.set(lefts)
 
-    def _lefts(self, plan: Plan) -> list[int]:
-        """Returns what is left of each rule of a plan."""
-        places = [self._places[rule.id] for rule in plan.rules]
-        return [self._tallies[shared].left + count.over for shared, count in places]
-
     def _held(self, tally: Tally, count: Count) -> int:
         """Returns what calls under way hold of one limit."""
         unit = UNITS[count.rule.measure]
@@ -275,6 +273,3 @@ class ProcessCounters:
             for grant in self._under_way
             if tally in grant.plan.tallies and grant.starts[count.period] == count.start
         )
-
-    def _most(self, rule: LimitRule) -> int:
-        return rule.value if rule.hard else ENDLESS
