@@ -193,6 +193,7 @@ class ProcessCounters:
         if rule.id not in self._places:
             tally = self._place(rule, windows[rule.period].start_ms)
             tally.add(-1, -spent)
+            self._starts = ()  # its window may be newer than those that calls under way were counted in
 
     def used(self, rule: LimitRule, windows: Windows) -> Used:
         """Returns how one limit stands."""

@@ -182,6 +182,19 @@ def test_what_was_spent_before_counts_on() -> None:
     assert isinstance(counters.take(Plan.of([budget]), second, 1, 40), PlanGrant)
 
 
+def test_a_limit_that_is_made_after_midnight_hears_nothing_of_yesterday() -> None:
+    """A call of the day before that ends now gives nothing back to it, though nobody has called since."""
+    now_s = [20_000.0 * DAY_MS / 1000 - 1]
+    counters, calendar = ProcessCounters(), Calendar(lambda: now_s[0])
+    taken = counters.take(Plan.of([TOKENS]), calendar.second(), 40, 0)
+    assert isinstance(taken, PlanGrant)
+    now_s[0] += 2
+    fresh = replace(TOKENS, id="fresh")
+    counters.seed(fresh, calendar.second().windows, 30)
+    counters.settle(taken, 1, 1, 0)
+    assert counters.used(fresh, calendar.second().windows) == Used(30, 0)
+
+
 def test_a_removed_limit_is_forgotten() -> None:
     """What is not a limit any more takes no room, and calls that it let through end as if it had never been."""
     counters, second = ProcessCounters(), Calendar(lambda: 1e9).second()
